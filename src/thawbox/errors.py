@@ -1,0 +1,142 @@
+"""What can go wrong, sorted by what whoever catches it should do next.
+
+Every error carries a stable dotted `code`, the `cause` in words, and a `remediation`; the edges (CLI, HTTP)
+own one table each from class to exit status or HTTP status. The core knows neither.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ThawboxError(Exception):
+    """Base of every error thawbox raises on purpose.
+
+    `cause` says what is true now; `remediation` says what to do next; `retryable` is true when the same call may
+    succeed later with nothing changed by the caller; `log` is the tail of the failing program's own log, if any.
+    """
+
+    code: ClassVar[str] = "thawbox"
+    retryable: ClassVar[bool] = False
+    default_remediation: ClassVar[str] = ""
+
+    def __init__(self, cause: str, *, remediation: str = "", log: str = "") -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.remediation = remediation or self.default_remediation
+        self.log = log
+
+    def __str__(self) -> str:
+        return f"{self.cause}; {self.remediation}" if self.remediation else self.cause
+
+
+class InvalidRequest(ThawboxError):
+    """The request itself is wrong: fix it."""
+
+    code = "invalid"
+    default_remediation = "correct the request"
+
+
+class InvalidSpec(InvalidRequest):
+    """A sandbox spec that cannot be run."""
+
+    code = "invalid.spec"
+    default_remediation = "correct the spec; `thawbox run --help` lists every option"
+
+
+class InvalidTransition(InvalidRequest):
+    """The sandbox is in a phase in which this cannot be done."""
+
+    code = "invalid.transition"
+    default_remediation = "look at the sandbox's state with `thawbox inspect`"
+
+
+class NotFound(ThawboxError):
+    """What was named does not exist here: look elsewhere."""
+
+    code = "not_found"
+
+
+class SandboxNotFound(NotFound):
+    code = "not_found.sandbox"
+    default_remediation = "`thawbox ps --all` lists the sandboxes of this node"
+
+
+class SnapshotNotFound(NotFound):
+    code = "not_found.snapshot"
+    default_remediation = "`thawbox snapshots ls` lists the snapshots of this node"
+
+
+class Unsupported(ThawboxError):
+    """This host or engine cannot do it; another may. Names the process, the descriptor and the remedy."""
+
+    code = "unsupported"
+    default_remediation = "run `thawbox doctor`"
+
+
+class Incompatible(ThawboxError):
+    """The snapshot needs another CPU, kernel, CRIU or rootfs than this node has: try another node."""
+
+    code = "incompatible"
+    default_remediation = "restore on a node like the one that made the snapshot"
+
+
+class Unavailable(ThawboxError):
+    """Not now: wait, then retry."""
+
+    code = "unavailable"
+    retryable = True
+    default_remediation = "wait, then retry"
+
+
+class PoolExhausted(Unavailable):
+    code = "unavailable.pool"
+
+
+class LockTimeout(Unavailable):
+    code = "unavailable.lock"
+
+
+class BackendUnavailable(Unavailable):
+    code = "unavailable.backend"
+
+
+class EngineError(ThawboxError):
+    """The engine failed: `.log` holds its own last words."""
+
+    code = "engine"
+
+
+class DumpFailed(EngineError):
+    code = "engine.dump"
+
+
+class RestoreFailed(EngineError):
+    code = "engine.restore"
+
+
+class StartFailed(EngineError):
+    """A new sandbox could not be brought to its program's first instruction."""
+
+    code = "engine.start"
+
+
+class IntegrityError(ThawboxError):
+    """Stored bytes are not what they should be: stop, never retry."""
+
+    code = "integrity"
+
+
+class CorruptSnapshot(IntegrityError):
+    code = "integrity.corrupt"
+    default_remediation = "`thawbox snapshots verify` names what is damaged; restore an older snapshot or pull it again"
+
+
+class BrokenChain(IntegrityError):
+    code = "integrity.chain"
+    default_remediation = "import or pull the missing parent, or restore a snapshot whose chain is whole"
+
+
+class UntrustedSnapshot(IntegrityError):
+    code = "integrity.untrusted"
+    default_remediation = "use a snapshot signed by a trusted key"
