@@ -1,0 +1,50 @@
+"""Settings, each with its unit, default and reason. The only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from thawbox.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How this node behaves. Every field is read from `THAWBOX_<FIELD>` where that is set."""
+
+    home: Path = field(default=Path("/var/lib/thawbox"), metadata={"doc": "all state of this node lives below it"})
+    criu: str = field(default="", metadata={"doc": "path of the criu to use; empty: the best one found"})
+    native: str = field(default="", metadata={"doc": "directory of our built programs; empty: found by itself"})
+    engine_timeout: float = field(
+        default=120.0, metadata={"doc": "seconds a dump or restore may take; CRIU's own timeout misses some hangs"}
+    )
+    lock_timeout: float = field(default=30.0, metadata={"doc": "seconds to wait for another command on one sandbox"})
+    stop_timeout: float = field(default=10.0, metadata={"doc": "seconds between SIGTERM and SIGKILL when stopping"})
+    max_chain_length: int = field(default=8, metadata={"doc": "links after which a checkpoint is flattened"})
+    disk_budget: int = field(default=0, metadata={"doc": "bytes of snapshots before gc evicts leaves; 0: no budget"})
+    log_level: str = field(default="warning", metadata={"doc": "debug, info, warning or error"})
+    subnet: str = field(default="10.231.0.0/16", metadata={"doc": "addresses given to sandboxes with --net nat"})
+
+
+def load_settings(environ: dict[str, str] | None = None, **overrides: object) -> Settings:
+    """Settings from the environment (`THAWBOX_HOME=…`), overridden by keyword; raises InvalidRequest by name."""
+    source = dict(os.environ) if environ is None else environ
+    values: dict[str, object] = {}
+    for setting in fields(Settings):
+        raw = source.get(f"THAWBOX_{setting.name.upper()}")
+        if raw is not None:
+            values[setting.name] = _parse(setting.name, raw, setting.default)
+    values.update({key: value for key, value in overrides.items() if value is not None})
+    settings = Settings(**values)  # type: ignore[arg-type]  # each value was parsed to its default's own type
+    if not settings.home.is_absolute():
+        raise InvalidRequest(f"THAWBOX_HOME={settings.home} is not absolute", remediation="give an absolute path")
+    return settings
+
+
+def _parse(name: str, raw: str, default: object) -> object:
+    try:
+        return type(default)(raw) if not isinstance(default, Path) else Path(raw)  # type: ignore[call-arg]
+    except ValueError:
+        wanted = type(default).__name__
+        raise InvalidRequest(f"THAWBOX_{name.upper()}={raw!r} is not a {wanted}") from None

@@ -1,0 +1,1 @@
+"""Linux: processes, files, namespaces, cgroups, networks. Knows nothing of snapshots."""

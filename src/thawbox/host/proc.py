@@ -1,0 +1,118 @@
+"""Programs and processes: the only place that starts programs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from thawbox.errors import Unsupported
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a program ended: its exit status (negative: the signal that killed it) and what it printed."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+
+def run_program(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes | None = None,
+    pass_fds: Sequence[int] = (),
+    cwd: Path | None = None,
+) -> Outcome:
+    """Run a program to its end and collect its output; it is killed after `timeout` seconds.
+
+    Raises Unsupported when the program is not there, subprocess.TimeoutExpired when it was killed for its time.
+    """
+    try:
+        done = subprocess.run(
+            list(argv), capture_output=True, timeout=timeout, env=env, input=stdin,
+            pass_fds=tuple(pass_fds), check=False, cwd=cwd,
+            **({} if stdin is not None else {"stdin": subprocess.DEVNULL}),
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise Unsupported(f"the program {argv[0]!r} is not on this host", remediation="run `make setup`") from None
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def start_program(
+    argv: Sequence[str], *, pass_fds: Sequence[int] = (), env: Mapping[str, str] | None = None, stderr: int | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a program with no standard input and return it; the caller waits for it."""
+    try:
+        return subprocess.Popen(
+            list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL if stderr is None else stderr,
+            pass_fds=tuple(pass_fds), env=env, close_fds=True,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise Unsupported(f"the program {argv[0]!r} is not on this host", remediation="run `make setup`") from None
+
+
+def start_time(pid: int) -> int | None:
+    """Clock ticks after boot at which process `pid` started (field 22 of /proc/PID/stat); None if there is none.
+
+    With the pid it names a process for good: a pid alone is reused.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields_after_name = stat[stat.rindex(b")") + 2 :].split()
+    return None if fields_after_name[0] in (b"Z", b"X") else int(fields_after_name[19])
+
+
+@contextlib.contextmanager
+def _pidfd(pid: int, started: int | None):  # type: ignore[no-untyped-def]
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        yield None
+        return
+    try:
+        yield fd if started is None or start_time(pid) == started else None
+    finally:
+        os.close(fd)
+
+
+def send_signal(pid: int, sig: signal.Signals, *, started: int | None = None) -> bool:
+    """Signal exactly the process that had `pid` and start time `started`; False if it is gone."""
+    with _pidfd(pid, started) as fd:
+        if fd is None:
+            return False
+        try:
+            signal.pidfd_send_signal(fd, sig)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+def wait_gone(pid: int, *, started: int | None = None, timeout: float) -> bool:
+    """Wait until the process has ended, without polling; False if it still runs after `timeout` seconds."""
+    with _pidfd(pid, started) as fd:
+        if fd is None:
+            return True
+        readable, _, _ = select.select([fd], [], [], timeout)
+        return bool(readable)
+
+
+def children(pid: int) -> list[int]:
+    """Direct children of a process (of all its threads), empty if it is gone."""
+    found: list[int] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError, NotADirectoryError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found += [int(word) for word in (task / "children").read_text().split()]
+    return found

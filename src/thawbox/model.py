@@ -1,0 +1,162 @@
+"""The nouns: frozen values that every layer shares. No I/O, no clock, no policy."""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass, field
+from typing import NewType
+
+from thawbox.errors import InvalidSpec
+
+SandboxId = NewType("SandboxId", str)
+"""`sb-` and twelve lower-case hex digits."""
+
+SnapshotId = NewType("SnapshotId", str)
+"""The SHA-256 of the snapshot's manifest, 64 lower-case hex digits."""
+
+NAME_PATTERN = re.compile(r"[a-z0-9A-Z](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?")
+"""What names of sandboxes, snapshots, templates and pools look like: 1 to 63 letters, digits, `-`, `_`, `.`."""
+
+
+def checked_name(name: str, what: str = "name") -> str:
+    """Return `name` if it is a legal name, else raise InvalidSpec. The one place where names are validated."""
+    if not NAME_PATTERN.fullmatch(name):
+        shown = name if len(name) <= 80 else name[:77] + "..."
+        raise InvalidSpec(
+            f"{what} {shown!r} is not a legal name",
+            remediation="use 1 to 63 letters, digits, '-', '_' and '.', beginning and ending with a letter or digit",
+        )
+    return name
+
+
+class Net(enum.Enum):
+    """What a sandbox sees of the network: its loopback alone, or the outside through address translation."""
+
+    NONE = "none"
+    NAT = "nat"
+
+
+class Phase(enum.Enum):
+    """Where in its life a sandbox is. `lifecycle` holds the only table of moves between these."""
+
+    CREATING = "creating"
+    RUNNING = "running"
+    FROZEN = "frozen"
+    SUSPENDED = "suspended"
+    """Stopped on purpose after a checkpoint: no process left, a snapshot to restore from."""
+    EXITED = "exited"
+    """The main program ended by itself or was stopped."""
+    LOST = "lost"
+    """Died without being asked."""
+
+
+class SnapshotKind(enum.Enum):
+    FULL = "full"
+    DELTA = "delta"
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A directory or file of the host seen inside the sandbox. `target` is absolute."""
+
+    source: str
+    target: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """A host port forwarded to a port of the sandbox; `host_port` 0 lets the node choose."""
+
+    host_port: int
+    port: int
+    host_address: str = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What to run and within which limits. JSON-serialisable by msgspec; validated by `check_spec`.
+
+    `memory` is bytes, `cpus` a number of cores, `pids` a number of tasks; None means no limit of our own.
+    `ready` is empty or one of `cmd:…`, `http://…`, `tcp:PORT`, `log:TEXT`, `guest`.
+    """
+
+    command: tuple[str, ...]
+    name: str = ""
+    rootfs: str = "SYSTEM"
+    env: dict[str, str] = field(default_factory=dict[str, str])
+    user: str = "root"
+    workdir: str = "/"
+    memory: int | None = None
+    cpus: float | None = None
+    pids: int | None = 4096
+    mounts: tuple[Mount, ...] = ()
+    net: Net = Net.NONE
+    publish: tuple[Publish, ...] = ()
+    read_only: bool = False
+    ready: str = ""
+    ready_timeout: float = 60.0
+    labels: dict[str, str] = field(default_factory=dict[str, str])
+
+
+MIN_MEMORY = 4 << 20
+_READY_PREFIXES = ("cmd:", "http://", "tcp:", "log:")
+
+
+def check_spec(spec: Spec) -> Spec:
+    """Return `spec` unchanged if it can be run on some host; raise InvalidSpec naming the first field that cannot.
+
+    Checks what needs no I/O; whether a mount source or rootfs exists is checked where it is opened.
+    """
+    if not spec.command or not spec.command[0]:
+        raise InvalidSpec("the spec names no command", remediation="give the program after `--`")
+    if spec.name:
+        checked_name(spec.name, "sandbox name")
+    for text in (*spec.command, *spec.env.keys(), *spec.env.values(), spec.user, spec.workdir, spec.rootfs):
+        if "\0" in text:
+            raise InvalidSpec("a command, environment or path text holds a NUL byte")
+    for key in spec.env:
+        if not key or "=" in key:
+            raise InvalidSpec(f"environment name {key!r} is empty or holds '='")
+    if not spec.workdir.startswith("/"):
+        raise InvalidSpec(f"workdir {spec.workdir!r} is not absolute")
+    if spec.memory is not None and spec.memory < MIN_MEMORY:
+        raise InvalidSpec(
+            f"a memory limit of {spec.memory} bytes is too small to start in", remediation="give at least 4M"
+        )
+    if spec.cpus is not None and not 0.01 <= spec.cpus <= 4096:
+        raise InvalidSpec(f"cpus={spec.cpus} is outside 0.01 to 4096")
+    if spec.pids is not None and not 8 <= spec.pids <= 4_000_000:
+        raise InvalidSpec(f"pids={spec.pids} is outside 8 to 4000000")
+    for mount in spec.mounts:
+        _check_mount(mount)
+    for publish in spec.publish:
+        _check_publish(publish, spec.net)
+    if spec.ready and spec.ready != "guest" and not spec.ready.startswith(_READY_PREFIXES):
+        raise InvalidSpec(
+            f"readiness probe {spec.ready!r} is of no known kind",
+            remediation="use cmd:COMMAND, http://HOST:PORT/PATH, tcp:PORT, log:TEXT or guest",
+        )
+    if spec.ready_timeout <= 0:
+        raise InvalidSpec(f"ready_timeout={spec.ready_timeout} is not positive")
+    return spec
+
+
+def _check_mount(mount: Mount) -> None:
+    parts = mount.target.split("/")
+    if not mount.target.startswith("/") or mount.target == "/" or ".." in parts:
+        raise InvalidSpec(f"mount target {mount.target!r} is not an absolute path below /")
+    if parts[1] in {"proc", "sys", ".thawbox"}:
+        raise InvalidSpec(f"mount target {mount.target!r} lies in a directory that thawbox provides")
+    if not mount.source.startswith("/"):
+        raise InvalidSpec(f"mount source {mount.source!r} is not absolute")
+    if "\0" in mount.source + mount.target or "\n" in mount.source + mount.target:
+        raise InvalidSpec("a mount path holds a NUL byte or a line break")
+
+
+def _check_publish(publish: Publish, net: Net) -> None:
+    if net is not Net.NAT:
+        raise InvalidSpec("a port is published but the sandbox has no network", remediation="add --net nat")
+    if not (0 <= publish.host_port <= 65535 and 1 <= publish.port <= 65535):
+        raise InvalidSpec(f"published ports {publish.host_port}:{publish.port} are outside 1 to 65535")
