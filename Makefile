@@ -1,0 +1,29 @@
+# `make demo` and `make test` work on a fresh Debian 12 machine as root, with nothing installed by hand.
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo test lint bench clean
+
+help: ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: ## install what is missing; the command lands at .venv/bin/thawbox
+	@scripts/setup runtime
+
+setup-dev: ## the same, with what tests and benchmarks need
+	@scripts/setup dev
+
+demo: setup ## freeze, kill, restore and clone a running agent
+	@scripts/demo
+
+test: setup-dev ## all tests, then lint
+	.venv/bin/pytest
+	@scripts/lint
+
+lint: setup-dev ## ruff, mypy, pyright and the layers
+	@scripts/lint
+
+bench: setup-dev ## the measurements in bench/
+	@scripts/bench
+
+clean: ## remove what set-up, tests and builds made in this checkout
+	rm -rf .venv .cache native/build native/init/build build dist
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
