@@ -1,0 +1,53 @@
+"""What is generated or locked says the same as what it was made from."""
+
+from __future__ import annotations
+
+import filecmp
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_generating_the_protobuf_modules_again_changes_nothing(tmp_path: Path) -> None:
+    committed = ROOT / "src/thawbox/engines/proto"
+    fresh = tmp_path / "proto"
+    subprocess.run([ROOT / "scripts/generate_protos", fresh], check=True, capture_output=True)
+    compared = filecmp.dircmp(committed, fresh, ignore=["__pycache__"])
+    assert (compared.left_only, compared.right_only, compared.diff_files) == ([], [], [])
+
+
+def _locked(name: str) -> dict[str, str]:
+    text = (ROOT / "locks" / name).read_text()
+    return dict(re.findall(r"^([a-z0-9._-]+)(?:\[[^]]*\])?==([^ ;\\]+)", text, flags=re.MULTILINE))
+
+
+def _wanted(group: str) -> list[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted: list[str] = list(project["project"]["dependencies"])
+    return wanted + project["dependency-groups"]["dev"] if group == "dev" else wanted
+
+
+@pytest.mark.parametrize("group", ["runtime", "dev"])
+def test_every_dependency_is_locked_at_a_version_that_the_project_accepts(group: str) -> None:
+    locked = _locked(f"{group}.txt")
+    for line in _wanted(group):
+        requirement = Requirement(line)
+        version = locked.get(requirement.name)
+        assert version is not None, f"{line} is not in locks/{group}.txt: run scripts/lock"
+        assert requirement.specifier.contains(version), f"{line} is locked at {version}: run scripts/lock"
+
+
+def test_both_locks_name_the_same_version_of_what_they_share() -> None:
+    runtime, dev = _locked("runtime.txt"), _locked("dev.txt")
+    assert {name: dev.get(name) for name in runtime} == runtime
+
+
+@pytest.mark.parametrize("lock", sorted((ROOT / "locks").glob("*.txt")), ids=lambda path: path.name)
+def test_a_lock_names_no_address(lock: Path) -> None:
+    assert "://" not in lock.read_text()
