@@ -1,0 +1,79 @@
+"""Engines dump process trees to images and bring them back. Only they know what the bytes mean.
+
+`Engine` is the protocol; `criu` speaks to CRIU, `fake` keeps its trees in memory and passes the same contract suite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Prepared namespaces and cgroups in which a tree runs, or into which one is restored.
+
+    `keeper` is the host pid of pid 1 of the namespaces; `root` the pid, inside them, of the tree's root;
+    `cgroup_procs` are the files that a restored tree's first process joins; `freezer` is the cgroup directory that
+    freezes the tree, to be given when the tree is frozen at the time of the dump.
+    """
+
+    keeper: int
+    root: int = 2
+    cgroup_procs: tuple[Path, ...] = ()
+    freezer: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DumpReport:
+    """What a dump cost: `frozen_ms` is the time the tree could not run, `pages_written` counts 4 KiB pages."""
+
+    frozen_ms: float
+    total_ms: float
+    pages_written: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreReport:
+    """What a restore cost, from the call until the tree ran."""
+
+    total_ms: float
+
+
+class Engine(Protocol):
+    """What every engine promises; `tests/contract/test_engines.py` holds each to it."""
+
+    @property
+    def name(self) -> str:
+        """The word that manifests and `inspect` show."""
+        ...
+
+    def dump(
+        self, place: Place, images: Path, *, while_stopped: Callable[[], None], established: bool = True
+    ) -> DumpReport:
+        """Write the tree's images into the empty directory `images` and let the tree run on.
+
+        `while_stopped` is called once, when memory is dumped and no task of the tree can run yet. With
+        `place.freezer` the tree was frozen before and is frozen afterwards.
+        Raises DumpFailed; the tree then runs on as it did, whatever `while_stopped` raises included.
+        """
+        ...
+
+    def restore(
+        self, place: Place, images: Path, *, before_resume: Callable[[], None], established: bool = True
+    ) -> RestoreReport:
+        """Bring the tree in `images` to life inside `place`; `before_resume` is called just before it runs.
+
+        With `established` false, TCP connections are closed instead of restored.
+        Raises RestoreFailed; `place` may then hold remains of the tree, and its owner destroys it.
+        """
+        ...
+
+    def version(self) -> str:
+        """The engine's version, as its images depend on it; raises Unsupported when it cannot run at all."""
+        ...
+
+
+__all__ = ["DumpReport", "Engine", "Place", "RestoreReport"]

@@ -1,0 +1,193 @@
+"""The engine that freezes real process trees: CRIU, run inside the sandbox's own namespaces.
+
+Because criu shares every namespace with the tree but ipc, its images name no mount, network, pid or uts namespace:
+a restore goes into whatever shell was prepared for it (docs/decisions/0001).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from thawbox.engines import DumpReport, Place, RestoreReport
+from thawbox.engines.criu_rpc import LOG, STDERR, CriuGone, CriuProgram, request
+from thawbox.engines.proto import rpc_pb2, stats_pb2
+from thawbox.errors import DumpFailed, EngineError, RestoreFailed, Unsupported
+from thawbox.host.namespaces import Entrance
+from thawbox.host.proc import run_program
+
+GHOST_LIMIT = 256 << 20
+"""Bytes of an unlinked open file that may be carried in the images."""
+
+MINIMUM = (4, 2)
+"""4.1 cannot dump INET sockets on current kernels, 3.17 nothing at all (shared/RUNTIME.md)."""
+
+LOG_TAIL = 30
+
+_STATS = "stats-dump"
+_MAGIC_BYTES = 8
+_LENGTH_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class CriuEngine:
+    """CRIU behind the Engine protocol. `scratch` holds one short-lived directory per operation."""
+
+    program: CriuProgram
+    scratch: Path
+    timeout: float = 120.0
+
+    @property
+    def name(self) -> str:
+        return "criu"
+
+    def version(self) -> str:
+        said = run_program([str(self.program.binary), "--version"], timeout=10).stdout.decode(errors="replace")
+        found = re.search(r"Version: (\d+)\.(\d+)(\.\d+)?", said)
+        if not found:
+            raise Unsupported(f"{self.program.binary} does not say a version", remediation="run `make setup`")
+        if (int(found[1]), int(found[2])) < MINIMUM:
+            raise Unsupported(
+                f"criu {found[0][9:]} is too old for current kernels", remediation="run `make setup` to build 4.2"
+            )
+        return found[0][9:]
+
+    def dump(
+        self, place: Place, images: Path, *, while_stopped: Callable[[], None], established: bool = True
+    ) -> DumpReport:
+        message = rpc_pb2.criu_req(type=rpc_pb2.DUMP)
+        options = message.opts
+        options.pid = place.root
+        options.leave_running = True
+        options.link_remap = True
+        options.force_irmap = True
+        options.ghost_limit = GHOST_LIMIT
+        _shared_options(options, established=established)
+        if place.freezer is not None:
+            options.freeze_cgroup = str(place.freezer)
+        clock = _Clock()
+        with _work_directory(self.scratch, images) as work:
+            try:
+                answer = request(
+                    self.program, Entrance(place.keeper), message, images=images, work=work, timeout=self.timeout,
+                    on={"pre-dump": clock.freeze, "post-dump": while_stopped, "post-resume": clock.thaw},
+                )  # fmt: skip
+            except CriuGone as error:
+                raise _failure(DumpFailed, f"the dump failed: {error}; the sandbox runs on", work) from error
+            clock.thaw_if_running()
+            if not answer.success:
+                raise _failure(DumpFailed, "the dump failed; the sandbox runs on", work)
+            pages = _pages_written(work if (work / _STATS).exists() else images)
+        return DumpReport(clock.frozen_ms(), clock.total_ms(), pages)
+
+    def restore(
+        self, place: Place, images: Path, *, before_resume: Callable[[], None], established: bool = True
+    ) -> RestoreReport:
+        message = rpc_pb2.criu_req(type=rpc_pb2.RESTORE)
+        _shared_options(message.opts, established=established)
+        started = time.perf_counter()
+        with _work_directory(self.scratch, images) as work:
+            try:
+                answer = request(
+                    self.program, Entrance(place.keeper, place.cgroup_procs), message, images=images, work=work,
+                    timeout=self.timeout, on={"post-restore": before_resume},
+                )  # fmt: skip
+            except CriuGone as error:
+                raise _failure(RestoreFailed, f"the restore failed: {error}", work) from error
+            if not answer.success:
+                raise _failure(RestoreFailed, "the restore failed", work)
+        return RestoreReport((time.perf_counter() - started) * 1000)
+
+
+def _shared_options(options: rpc_pb2.criu_opts, *, established: bool) -> None:
+    options.log_level = 2
+    options.file_locks = True
+    options.tcp_established = established
+    options.tcp_close = not established
+    options.manage_cgroups = True
+    options.manage_cgroups_mode = rpc_pb2.IGNORE
+    options.network_lock = rpc_pb2.SKIP
+
+
+class _Clock:
+    """Wall time of one dump: from CRIU's word that it begins to freeze until the tree runs again."""
+
+    def __init__(self) -> None:
+        self._begun = self._frozen = time.perf_counter()
+        self._thawed: float | None = None
+
+    def freeze(self) -> None:
+        self._frozen = time.perf_counter()
+
+    def thaw(self) -> None:
+        self._thawed = time.perf_counter()
+
+    def thaw_if_running(self) -> None:
+        if self._thawed is None:
+            self.thaw()
+
+    def frozen_ms(self) -> float:
+        return ((self._thawed or time.perf_counter()) - self._frozen) * 1000
+
+    def total_ms(self) -> float:
+        return (time.perf_counter() - self._begun) * 1000
+
+
+@contextlib.contextmanager
+def _work_directory(scratch: Path, images: Path) -> Iterator[Path]:
+    work = scratch / f"criu-{images.parent.name}-{time.monotonic_ns():x}"
+    work.mkdir(mode=0o700, parents=True)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _pages_written(directory: Path) -> int:
+    stats = stats_pb2.stats_entry()
+    raw = (directory / _STATS).read_bytes()
+    stats.ParseFromString(raw[_MAGIC_BYTES + _LENGTH_BYTES :])
+    (directory / _STATS).unlink()
+    return stats.dump.pages_written
+
+
+# CRIU's own words, and what a person can do about them. First match wins; groups are quoted in the cause.
+_KNOWN: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"Can't dump.*io_uring|io_uring"), "the program uses io_uring; run it with UV_USE_IO_URING=0"),
+    (re.compile(r"ptrace: .*already.*traced|is traced|TracerPid"), "a debugger is attached; detach it first"),
+    (re.compile(r"Can't dump ghost file.*size"), f"close deleted files larger than {GHOST_LIMIT >> 20} MiB"),
+    (re.compile(r"[Uu]nix socket .*not found|External socket is used"), "close connections to the outside first"),
+    (re.compile(r"No space left on device"), "free disk space, or move THAWBOX_HOME"),
+    (re.compile(r"Cannot allocate memory|[Oo]ut of memory"), "raise the memory limit of the sandbox"),
+    (re.compile(r"Can't lookup mount"), "a descriptor was opened outside the sandbox; close it first"),
+    (re.compile(r"nested|user ns|userns"), "nested user namespaces cannot be checkpointed"),
+    (re.compile(r"Permission denied|Operation not permitted"), "run as root with CAP_SYS_ADMIN and CAP_SYS_PTRACE"),
+)
+
+_NOISE = ("tun: Unable to create tun", "RLIMIT_NOFILE")
+
+
+def _failure(kind: type[EngineError], what: str, work: Path) -> EngineError:
+    """An error that carries CRIU's last words: its first error line in the cause, its tail in `.log`."""
+    lines = _log_lines(work)
+    errors = [line for line in lines if "Error" in line and not any(noise in line for noise in _NOISE)]
+    words = f": {errors[0]}" if errors else ""
+    text = "\n".join(errors)
+    remedy = next((remedy for pattern, remedy in _KNOWN if pattern.search(text)), "read the log; `thawbox doctor`")
+    return kind(f"{what}{words}", remediation=remedy, log="\n".join(lines[-LOG_TAIL:]))
+
+
+def _log_lines(work: Path) -> list[str]:
+    lines: list[str] = []
+    for name in (LOG, STDERR):
+        with contextlib.suppress(FileNotFoundError):
+            lines += (work / name).read_text(errors="replace").splitlines()
+    return lines
+
+
+__all__ = ["CriuEngine", "CriuProgram"]

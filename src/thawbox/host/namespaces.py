@@ -1,0 +1,171 @@
+"""Shells and entrances: making a sandbox's namespaces, and starting a program inside them.
+
+Both are done by the small static program `thawbox-launch` (native/init/launch.c): namespaces cannot be changed one by
+one in a process with threads, and a plan carried out in C is ready in two milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from thawbox.errors import StartFailed
+from thawbox.host.proc import send_signal, start_program
+
+CLONE_NEWTIME = 0x00000080
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+SHELL_NAMESPACES = (
+    CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP | CLONE_NEWTIME
+)
+
+PIDS_ABOVE = 30_000
+"""Helper processes inside a pid namespace take pids from here on, above those of any ordinary tree."""
+
+Step = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """Namespaces to enter (by the host pid of a process in them) and cgroups to join first."""
+
+    pid: int
+    cgroup_procs: tuple[Path, ...] = ()
+
+
+def encode_plan(steps: Sequence[Step]) -> bytes:
+    """The plan as thawbox-launch reads it: every field followed by a NUL byte."""
+    return b"".join(os.fsencode(field) + b"\0" for step in steps for field in step)
+
+
+def start_shell(
+    launcher: Path,
+    steps: Sequence[Step],
+    *,
+    filter_fd: int | None = None,
+    before_go: Callable[[int], None] | None = None,
+    timeout: float = 30.0,
+) -> int:
+    """Carry out a shell's plan and return the host pid of its pid 1, which is our child.
+
+    `before_go(pid)` runs while the plan waits at its `wait` step; `filter_fd` is the descriptor that a `seccomp`
+    step names. Raises StartFailed with the step that failed, and then no process is left.
+    """
+    with ExitStack() as descriptors, ExitStack() as undo:
+        plan_read, plan_write = _pipe(descriptors)
+        status_read, status_write = _pipe(descriptors)
+        go_read, go_write = _pipe(descriptors)
+        keep = [plan_read, status_write, go_read] + ([] if filter_fd is None else [filter_fd])
+        argv = [str(launcher), "shell", str(plan_read), str(status_write), str(go_read)]
+        started = start_program(argv, pass_fds=keep)
+        for fd in (plan_read, status_write, go_read):
+            _close(fd)
+        _send(plan_write, encode_plan(steps))
+        deadline = time.monotonic() + timeout
+        pid, said = _read_pid(status_read, deadline)
+        started.wait()
+        if pid is None:
+            raise StartFailed(_cause(said))
+        undo.callback(destroy_shell, pid)
+        if before_go is not None:
+            before_go(pid)
+        with contextlib.suppress(BrokenPipeError):  # a plan without a `wait` step does not listen
+            os.write(go_write, b"g")
+        said = _read_to_end(status_read, deadline)
+        if said:
+            raise StartFailed(_cause(said))
+        undo.pop_all()
+        return pid
+
+
+def _pipe(descriptors: ExitStack) -> tuple[int, int]:
+    ends = os.pipe()
+    for fd in ends:
+        descriptors.callback(_close, fd)
+    return ends
+
+
+def destroy_shell(pid: int, *, started: int | None = None) -> None:
+    """End pid 1 of a shell, and with it every process and mount of its namespaces; reap it if it is our child."""
+    send_signal(pid, signal.SIGKILL, started=started)
+    reap(pid)
+
+
+def reap(pid: int, *, block: bool = True) -> None:
+    """Collect an ended child; nothing happens when it is not (or no longer) our child."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0 if block else os.WNOHANG)
+
+
+def enter_program(
+    launcher: Path,
+    entrance: Entrance,
+    binary_fd: int,
+    argv: Sequence[str],
+    *,
+    run_directory_fd: int,
+    keep: Sequence[int],
+    stderr: int | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start the statically linked program open at `binary_fd` inside a sandbox's namespaces (all but ipc and user).
+
+    It finds `run_directory_fd` as descriptor 1000 and the descriptors in `keep` under their own numbers. The process
+    returned is the launcher, which waits for the program, ends with its status and takes it along when killed.
+    """
+    command = [str(launcher), "enter", str(entrance.pid), str(PIDS_ABOVE), str(binary_fd), str(run_directory_fd)]
+    command += [*map(str, entrance.cgroup_procs), "--", *argv]
+    return start_program(command, pass_fds=(binary_fd, run_directory_fd, *keep), stderr=stderr)
+
+
+def _send(fd: int, content: bytes) -> None:
+    with os.fdopen(fd, "wb") as pipe, contextlib.suppress(BrokenPipeError):
+        pipe.write(content)
+
+
+def _close(fd: int) -> None:
+    with contextlib.suppress(OSError):  # closed already: handed over or done with
+        os.close(fd)
+
+
+def _wait_readable(fd: int, deadline: float) -> None:
+    if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        raise StartFailed("the sandbox's namespaces were not ready in time")
+
+
+def _read_pid(fd: int, deadline: float) -> tuple[int | None, bytes]:
+    said = b""
+    while not said.endswith(b"\n"):
+        _wait_readable(fd, deadline)
+        part = os.read(fd, 4096)
+        if not part:
+            break
+        said += part
+    word, _, rest = said.partition(b" ")
+    return (int(rest), b"") if word == b"pid" else (None, said)
+
+
+def _read_to_end(fd: int, deadline: float) -> bytes:
+    said = b""
+    while True:
+        _wait_readable(fd, deadline)
+        part = os.read(fd, 4096)
+        if not part:
+            return said
+        said += part
+
+
+def _cause(said: bytes) -> str:
+    text = said.decode(errors="replace").strip().removeprefix("error ")
+    return f"the sandbox could not be set up: {text or 'the launcher ended without a word'}"
