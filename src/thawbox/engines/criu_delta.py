@@ -1,0 +1,316 @@
+"""Turns a fresh full dump into a delta against its parent chain, and a chain back into a full dump.
+
+For kernels without soft-dirty tracking: every dumped page is compared with the parent chain's effective page at the
+same address, after the thaw. Stock `criu restore` and `crit` read the result.
+
+Rule 1: look first, then change. `make_delta` reads and decides everything before it writes the first byte, so a
+damaged parent costs the delta, never the dump.
+Rule 2: a page is dropped for being zero only where an absent page restores as zero: private anonymous memory and
+shared memory. An absent page of a private file mapping restores as the file's content.
+Rule 3: a page goes `in_parent` only where stock CRIU looks for it there. It reads huge-page mappings straight from
+the newest pages file, whatever the entry says (`restore_priv_vma_content` in `criu/mem.c`).
+Rule 4: a task's pagemap never becomes empty: CRIU 4.2 follows a null pointer at the first mapping then.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from thawbox.engines.criu_images import MAP_HUGETLB, PARENT_LINK, Vma, VmaStatus, read_vmas
+from thawbox.engines.criu_pages import (
+    IN_PARENT,
+    LAZY,
+    PAGE,
+    PRESENT,
+    Chain,
+    Flags,
+    Integers,
+    Mask,
+    Memory,
+    Pagemap,
+    check_pages_size,
+    collapse,
+    expand,
+    find,
+    memories,
+    read_chain,
+    read_pagemap,
+    write_pagemap,
+)
+from thawbox.engines.criu_reader import (
+    CHUNK,
+    ChainReader,
+    MergedPages,
+    Rows,
+    merged_pages,
+    page_rows,
+    read_rows,
+    write_rows,
+)
+from thawbox.errors import CorruptSnapshot, InvalidRequest
+
+_PRIVATE = VmaStatus.ANON_PRIVATE | VmaStatus.FILE_PRIVATE
+_CRIU_READS_LOCALLY = VmaStatus.AIO_RING | VmaStatus.SHADOW_STACK | VmaStatus.SOCKET | VmaStatus.PLUGIN
+_KERNEL_OWNED = VmaStatus.VDSO | VmaStatus.VVAR | VmaStatus.VSYSCALL
+_EACH_DUMP_ITS_OWN = ("inventory.img", "stats-dump", "stats-restore", PARENT_LINK)
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaReport:
+    """What `make_delta` or `make_full` found and left. Sizes are bytes of memory.
+
+    `present` is in this dump's own pages files, `in_parent` in an older link's, `zero` was dropped for being zero;
+    `compared` had a page in the parent to compare with. `changed` differs from the parent's effective page or has
+    none, `gone` is in the parent and absent here; both cover zero pages by their meaning, not by their form.
+    `other_changed` names image files other than memory whose bytes differ from the parent's.
+    """
+
+    present: int = 0
+    in_parent: int = 0
+    zero: int = 0
+    compared: int = 0
+    changed: int = 0
+    gone: int = 0
+    other_changed: tuple[str, ...] = ()
+
+
+def is_clean(report: DeltaReport) -> bool:
+    """Whether nothing that a restore brings back differs from the parent: no page, no mapping, no register, no file
+    description. (Idle tasks that were only looked at are clean; a task that ran has at least changed its stack.)"""
+    return not (report.changed or report.gone or report.other_changed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """What is to become of one memory's pages: for each dumped page whether its bytes stay, and the new pagemap."""
+
+    memory: Memory
+    keep: Mask
+    pagemap: Pagemap
+    report: DeltaReport = field(default_factory=DeltaReport)
+
+
+def make_delta(images: Path, parents: Sequence[Path], *, parent_link: str) -> DeltaReport:
+    """Rewrite the full dump in `images` in place as a delta against `parents` (images dirs, base first).
+
+    `parent_link` is the newest parent as seen from inside `images`, such as `../../ab12/images`; CRIU follows it at
+    restore. Raises CorruptSnapshot or BrokenChain, with `images` as it was, where a parent or the dump is damaged.
+    """
+    if not parents:
+        raise InvalidRequest("a delta needs a parent")
+    report = _rewrite(images, parents)
+    (images / PARENT_LINK).symlink_to(parent_link)
+    return report
+
+
+def make_full(images: Path) -> DeltaReport:
+    """Drop the all-zero pages of the full dump in `images`, in place, so that they cost nothing."""
+    return _rewrite(images, ())
+
+
+def _rewrite(images: Path, parents: Sequence[Path]) -> DeltaReport:
+    if (images / PARENT_LINK).is_symlink():
+        raise InvalidRequest(f"{images} is a delta already")
+    found = memories(images)
+    verdicts = [_judge(images, parents, memory) for memory in found]
+    if len({verdict.pagemap.pages_id for verdict in verdicts}) < len(verdicts):
+        raise CorruptSnapshot(f"two memories of {images} claim the same pages file")
+    lost = _pages_of(parents, exclude=found) if parents else 0
+    other = _other_changed(images, parents[-1]) if parents else ()
+    for verdict in verdicts:
+        _apply(images, verdict)
+    return _sum([verdict.report for verdict in verdicts], gone=lost, other_changed=other)
+
+
+def _judge(images: Path, parents: Sequence[Path], memory: Memory) -> _Verdict:
+    path = images / memory.pagemap_name
+    dumped = read_pagemap(path)
+    if dumped.total(IN_PARENT):
+        raise InvalidRequest(f"{path} names pages in a parent: it is a delta already")
+    check_pages_size(images, dumped)
+    pages, flags = expand(dumped)
+    chain = read_chain(parents, memory)
+    index, has_parent = find(pages, chain.effective.pages)
+    zero, equal = _compare(images / dumped.pages_name, chain, index, has_parent)
+    may_drop, may_link = _allowed(images, memory, pages)
+    dropped = zero & may_drop
+    if not memory.shared and len(pages) and dropped.all():
+        dropped[0] = False
+    linked = equal & may_link & ~dropped
+    keep = ~dropped & ~linked
+    # A page dropped here and absent from the parent is no change; one the parent still names is, so it is `gone`.
+    survivors = has_parent & ~dropped
+    report = DeltaReport(
+        present=int(keep.sum()) * PAGE,
+        in_parent=int(linked.sum()) * PAGE,
+        zero=int(dropped.sum()) * PAGE,
+        compared=int(has_parent.sum()) * PAGE,
+        changed=int((~dropped & ~equal).sum()) * PAGE,
+        gone=(len(chain.effective.pages) - int(survivors.sum())) * PAGE,
+    )
+    return _Verdict(memory, keep, _shrunk(dumped.pages_id, pages, flags, dropped, linked), report)
+
+
+def _shrunk(pages_id: int, pages: Integers, flags: Flags, dropped: Mask, linked: Mask) -> Pagemap:
+    flags = np.where(linked, (flags & ~np.uint8(PRESENT)) | np.uint8(IN_PARENT), flags).astype(np.uint8)
+    return collapse(pages_id, pages[~dropped], flags[~dropped])
+
+
+def _compare(path: Path, chain: Chain, index: Integers, has_parent: Mask) -> tuple[Mask, Mask]:
+    """For each page of the file `path`: whether it is all zero, and whether it equals effective page `index` of
+    `chain` (never where it has none)."""
+    zero, equal = np.zeros(len(index), np.bool_), np.zeros(len(index), np.bool_)
+    mine, theirs = page_rows(CHUNK), page_rows(CHUNK)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with ChainReader(chain) as parent:
+            for low in range(0, len(index), CHUNK):
+                high = min(low + CHUNK, len(index))
+                rows = mine[: high - low]
+                read_rows(fd, low, rows, name=str(path))
+                zero[low:high] = _zero_rows(rows)
+                wanted = np.flatnonzero(has_parent[low:high])
+                if len(wanted):
+                    parent.gather(index[low:high][wanted], theirs, into=wanted)
+                    equal[low:high] = (rows == theirs[: high - low]).all(axis=1)
+    finally:
+        os.close(fd)
+    return zero, equal & has_parent
+
+
+def _zero_rows(rows: Rows) -> Mask:
+    zero: Mask = (rows[:, 0] == 0) & (rows[:, 255] == 0) & (rows[:, 511] == 0)  # cheap, and settles most pages
+    likely = np.flatnonzero(zero)
+    if len(likely):
+        zero[likely] = ~rows[likely].any(axis=1)
+    return zero
+
+
+def _allowed(images: Path, memory: Memory, pages: Integers) -> tuple[Mask, Mask]:
+    """For each page whether it may be dropped when zero, and whether it may be `in_parent`. See rules 2 and 3."""
+    if memory.shared:
+        return np.ones(len(pages), np.bool_), np.ones(len(pages), np.bool_)
+    vmas = [vma for vma in read_vmas(images, memory.number) if not vma.status & VmaStatus.GUARD]
+    if not vmas:
+        return np.zeros(len(pages), np.bool_), np.zeros(len(pages), np.bool_)
+    start = np.array([vma.start // PAGE for vma in vmas], np.uint64).astype(np.int64)
+    end = np.array([vma.end // PAGE for vma in vmas], np.uint64).astype(np.int64)
+    at = np.searchsorted(start, pages, side="right") - 1
+    inside = (at >= 0) & (pages < end[at])
+    drop: Mask = np.array([_absent_is_zero(vma) for vma in vmas], np.bool_)
+    link: Mask = np.array([_may_link(vma) for vma in vmas], np.bool_)
+    return inside & drop[at], inside & link[at]
+
+
+def _may_link(vma: Vma) -> bool:
+    local = vma.status & _CRIU_READS_LOCALLY or vma.flags & MAP_HUGETLB
+    return bool(vma.status & VmaStatus.REGULAR and vma.status & _PRIVATE and not local)
+
+
+def _absent_is_zero(vma: Vma) -> bool:
+    anonymous = vma.status & VmaStatus.ANON_PRIVATE and not vma.status & (VmaStatus.FILE_PRIVATE | _KERNEL_OWNED)
+    return _may_link(vma) and bool(anonymous)
+
+
+def _apply(images: Path, verdict: _Verdict) -> None:
+    """Close the gaps in the pages file, towards its beginning and in place, and write the pagemap.
+
+    In place because a second file costs fresh memory for its cache; only this dump's own bytes are moved.
+    """
+    path = images / verdict.pagemap.pages_name
+    if not verdict.keep.all():
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            _compact(fd, verdict.keep, name=str(path))
+        finally:
+            os.close(fd)
+    write_pagemap(images / verdict.memory.pagemap_name, verdict.pagemap)
+
+
+def _compact(fd: int, keep: Mask, *, name: str) -> None:
+    kept = np.flatnonzero(keep)
+    in_place = int(keep.argmin())
+    rows, at, written = page_rows(4 * CHUNK), in_place, in_place
+    while at < len(kept):
+        first = int(kept[at])
+        end = int(np.searchsorted(kept, first + len(rows)))
+        span = rows[: int(kept[end - 1]) - first + 1]
+        read_rows(fd, first, span, name=name)
+        write_rows(fd, written, span if end - at == len(span) else span[kept[at:end] - first])
+        written, at = written + end - at, end
+    os.ftruncate(fd, written * PAGE)
+
+
+def _pages_of(parents: Sequence[Path], *, exclude: Sequence[Memory]) -> int:
+    """Bytes of the parent's memories that this dump does not have at all."""
+    gone = (memory for memory in memories(parents[-1]) if memory not in exclude)
+    return PAGE * sum(len(read_chain(parents, memory).effective.pages) for memory in gone)
+
+
+def _other_changed(images: Path, parent: Path) -> tuple[str, ...]:
+    ours, theirs = _other_images(images), _other_images(parent)
+    return tuple(sorted((ours ^ theirs) | {name for name in ours & theirs if _differ(images / name, parent / name)}))
+
+
+def _other_images(images: Path) -> set[str]:
+    names = {entry.name for entry in images.iterdir()}
+    return {name for name in names if not name.startswith(("pages-", "pagemap-")) and _is_state(name)}
+
+
+def _is_state(name: str) -> bool:
+    return name.endswith(".img") and name not in _EACH_DUMP_ITS_OWN
+
+
+def _differ(ours: Path, theirs: Path) -> bool:
+    if ours.stat().st_size != theirs.stat().st_size:
+        return True
+    with ours.open("rb") as mine, theirs.open("rb") as other:
+        return any(block != other.read(1 << 16) for block in iter(lambda: mine.read(1 << 16), b""))
+
+
+def _sum(reports: Sequence[DeltaReport], *, gone: int, other_changed: tuple[str, ...]) -> DeltaReport:
+    return DeltaReport(
+        present=sum(report.present for report in reports),
+        in_parent=sum(report.in_parent for report in reports),
+        zero=sum(report.zero for report in reports),
+        compared=sum(report.compared for report in reports),
+        changed=sum(report.changed for report in reports),
+        gone=gone + sum(report.gone for report in reports),
+        other_changed=other_changed,
+    )
+
+
+def flatten(links: Sequence[Path], out: Path) -> None:
+    """Write into the empty directory `out` one full images dir that restores as the newest of `links` (base first).
+
+    Raises CorruptSnapshot or BrokenChain where a link is damaged; what stands in `out` then is of no use.
+    """
+    newest = links[-1]
+    for entry in newest.iterdir():
+        if entry.name != PARENT_LINK and not entry.name.startswith(("pages-", "pagemap-")):
+            shutil.copyfile(entry, out / entry.name)
+    merged = merged_pages(links)
+    for memory in merged.memories:
+        _flatten_memory(merged, memory, newest, out)
+
+
+def _flatten_memory(merged: MergedPages, memory: Memory, newest: Path, out: Path) -> None:
+    chain = merged.chain(memory)
+    where = chain.effective
+    flags = np.where(where.lazy, np.uint8(PRESENT | LAZY), np.uint8(PRESENT)).astype(np.uint8)
+    pagemap = collapse(read_pagemap(newest / memory.pagemap_name).pages_id, where.pages, flags)
+    fd = os.open(out / pagemap.pages_name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        written = 0
+        for pages, rows in merged.read(chain):
+            write_rows(fd, written, rows)
+            written += len(pages)
+    finally:
+        os.close(fd)
+    write_pagemap(out / memory.pagemap_name, pagemap)
