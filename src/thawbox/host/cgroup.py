@@ -131,6 +131,11 @@ class Cgroup:
         with self._present():
             self._freezer().freeze(timeout=timeout)
 
+    def request_freeze(self) -> None:
+        """Freeze the tree without waiting for it: a tree that CRIU holds stopped stays so when CRIU lets it go."""
+        with self._present():
+            self._freezer().request_freeze()
+
     def thaw(self) -> None:
         """Let the tree run."""
         with self._present():

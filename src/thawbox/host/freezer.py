@@ -28,7 +28,7 @@ class Freezer:
 
         Raises Unavailable, with the group thawed again, when a task could not be frozen within `timeout` seconds.
         """
-        self._request(frozen=True)
+        self.request_freeze()
         try:
             self._wait_frozen(time.monotonic() + timeout)
         except TimeoutError:
@@ -37,6 +37,10 @@ class Freezer:
                 f"{self.path} did not freeze within {timeout:g} s: {self._awake()}; it was thawed again",
                 remediation="a task in an uninterruptible wait (a dead network file system, a device) holds it up",
             ) from None
+
+    def request_freeze(self) -> None:
+        """Freeze without waiting: tasks that a tracer holds stopped stay so when it lets them go."""
+        self._request(frozen=True)
 
     def thaw(self) -> None:
         """Let the tasks of the group run; thawing twice is no error."""
