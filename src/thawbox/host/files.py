@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from thawbox.errors import LockTimeout
+from thawbox.host.proc import run_program
 
 
 def fsync_path(path: Path) -> None:
@@ -39,10 +41,78 @@ def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     fsync_path(path.parent)
 
 
+def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Replace `path` with `content`, whole or not at all for whoever reads it; not made to outlive a power failure."""
+    staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        fd = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+        staging.rename(path)
+    except BaseException:
+        staging.unlink(missing_ok=True)
+        raise
+
+
+def names_in(directory: Path) -> list[str]:
+    """The names in a directory, as text; empty if it is not there."""
+    try:
+        return os.listdir(directory)  # noqa: PTH208 — names are wanted, not a Path for each
+    except FileNotFoundError:
+        return []
+
+
+def rename_durably(source: Path, target: Path) -> None:
+    """Rename within one filesystem and flush the directory it arrives in: a crash leaves it here or there, whole."""
+    source.rename(target)
+    fsync_path(target.parent)
+
+
+_SYNCFS_FROM = 256
+"""Files from which one flush of the whole filesystem is cheaper than a flush of each file."""
+
+
+def sync_tree(root: Path) -> None:
+    """Flush every file and directory of a tree to the disk. Links, devices and sockets go with their directory."""
+    directories: list[Path] = [root]
+    found: list[Path] = []
+    for directory in directories:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    directories.append(Path(entry.path))
+                elif entry.is_file(follow_symlinks=False):
+                    found.append(Path(entry.path))
+    if len(found) + len(directories) >= _SYNCFS_FROM:
+        _syncfs(root)
+        return
+    for path in (*found, *reversed(directories)):
+        fsync_path(path)
+
+
+def _syncfs(path: Path) -> None:
+    import ctypes
+
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
+            raise OSError(ctypes.get_errno(), "syncfs failed", str(path))
+    finally:
+        os.close(fd)
+
+
 def remove_tree(path: Path) -> None:
-    """Remove a directory tree; nothing happens if it is not there."""
-    with contextlib.suppress(FileNotFoundError):
+    """Remove a directory tree, however deep; nothing happens if it is not there."""
+    try:
         shutil.rmtree(path)
+    except FileNotFoundError:
+        if os.path.lexists(path):  # somebody else is removing it too, and got ahead of us somewhere below
+            remove_tree(path)
+    except (RecursionError, OSError) as error:
+        # rmtree keeps a frame and a descriptor per level; a program in a sandbox may nest deeper than that.
+        if isinstance(error, OSError) and error.errno not in {errno.EMFILE, errno.ENAMETOOLONG}:
+            raise
+        run_program(["rm", "-rf", "--", str(path)], timeout=600)
 
 
 def private_directory(path: Path) -> Path:
@@ -52,7 +122,7 @@ def private_directory(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, timeout: float, shared: bool = False, what: str = "") -> Iterator[None]:
+def locked(path: Path, *, timeout: float, shared: bool = False, what: str = "") -> Generator[None]:
     """Hold an advisory lock on the file `path` (made if missing) for the block.
 
     Raises LockTimeout after `timeout` seconds. The lock goes with the process, however it dies.
