@@ -15,6 +15,7 @@ Rule 4: a task's pagemap never becomes empty: CRIU 4.2 follows a null pointer at
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -58,7 +59,8 @@ from thawbox.errors import CorruptSnapshot, InvalidRequest
 _PRIVATE = VmaStatus.ANON_PRIVATE | VmaStatus.FILE_PRIVATE
 _CRIU_READS_LOCALLY = VmaStatus.AIO_RING | VmaStatus.SHADOW_STACK | VmaStatus.SOCKET | VmaStatus.PLUGIN
 _KERNEL_OWNED = VmaStatus.VDSO | VmaStatus.VVAR | VmaStatus.VSYSCALL
-_EACH_DUMP_ITS_OWN = ("inventory.img", "stats-dump", "stats-restore", PARENT_LINK)
+_CLOCKS = re.compile(r"(inventory|timens-[0-9]+)\.img")
+"""Images that hold the time of the dump, and so differ between any two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,12 +261,8 @@ def _other_changed(images: Path, parent: Path) -> tuple[str, ...]:
 
 
 def _other_images(images: Path) -> set[str]:
-    names = {entry.name for entry in images.iterdir()}
-    return {name for name in names if not name.startswith(("pages-", "pagemap-")) and _is_state(name)}
-
-
-def _is_state(name: str) -> bool:
-    return name.endswith(".img") and name not in _EACH_DUMP_ITS_OWN
+    names = {entry.name for entry in images.iterdir() if entry.name.endswith(".img")}
+    return {name for name in names if not name.startswith(("pages-", "pagemap-")) and not _CLOCKS.fullmatch(name)}
 
 
 def _differ(ours: Path, theirs: Path) -> bool:
