@@ -173,18 +173,27 @@ def read_xattrs(path: bytes) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def index_problems(wanted: Index, found: Index) -> list[tuple[str, str]]:
-    """Where a tree as found differs from its index, as (path, cause)."""
+    """Where a tree as found differs from its index, as (path, cause).
+
+    A directory whose time alone differs because a name came or went in it is not named beside that name.
+    """
     there = {entry.path: entry for entry in found.entries}
-    problems: list[tuple[str, str]] = []
+    causes: dict[bytes, str] = {}
     for entry in wanted.entries:
         other = there.pop(entry.path, None)
         if other != entry:
-            problems.append((os.fsdecode(entry.path), _difference(entry, other) if other else "is missing"))
-    return problems + [(os.fsdecode(path), "is not in the index") for path in there]
+            causes[entry.path] = "is missing" if other is None else _difference(entry, other)
+    causes.update({path: "is not in the index" for path in there})
+    explained = {path.rpartition(b"/")[0] for path, cause in causes.items() if not cause.startswith(_DIFFERS)}
+    only_time = f"{_DIFFERS} mtime_ns"
+    return [(os.fsdecode(path), cause) for path, cause in causes.items() if cause != only_time or path not in explained]
+
+
+_DIFFERS = "differs from its index in"
 
 
 def _difference(wanted: Entry, there: Entry) -> str:
     for name in ("kind", "size", "digest", "target", "rdev", "mode", "uid", "gid", "xattrs", "mtime_ns"):
         if getattr(wanted, name) != getattr(there, name):
-            return f"differs from its index in {'content' if name == 'digest' else name}"
-    return "differs from its index"
+            return f"{_DIFFERS} {'content' if name == 'digest' else name}"
+    raise AssertionError("two equal entries were compared")

@@ -22,6 +22,10 @@ FORMAT = 1
 MAX_MANIFEST_BYTES = 16 << 20
 """A manifest of an honest snapshot is a few KiB; more than this is not read into memory."""
 
+SIGNATURE = "signature.json"
+"""The one file beside manifest and images: a signature of the id, so not covered by it."""
+SNAPSHOT_FILES = frozenset({"images", "manifest.json", SIGNATURE})
+
 DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
 FILE_NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,:@+-]{0,199}")
 """Names of engine files: flat, printable, never hidden, never a path."""

@@ -22,6 +22,8 @@ from thawbox.store.digests import Mark
 from thawbox.store.layers import encode_index, is_bare, layer_digest, scan_tree
 from thawbox.store.manifest import (
     FORMAT,
+    SIGNATURE,
+    SNAPSHOT_FILES,
     TREE_NAME_PATTERN,
     Draft,
     Manifest,
@@ -32,9 +34,6 @@ from thawbox.store.manifest import (
 )
 from thawbox.store.staging import Staging, private_name
 from thawbox.store.verify import layer_marks, scan_images, snapshot_marks
-
-SIGNATURE = "signature.json"
-"""The one file beside manifest and images: a signature of the id, so not covered by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +157,7 @@ def commit(prepared: Prepared, layout: Layout, *, replaceable: frozenset[str]) -
             rename_durably(layer.path, target)
             arrived.append(layer)
     for name in names_in(staging):
-        if name not in {"images", "manifest.json", SIGNATURE}:
+        if name not in SNAPSHOT_FILES:
             (staging / name).rename(trash / name)
     is_new = not layout.snapshot(prepared.id).is_dir()
     if is_new:

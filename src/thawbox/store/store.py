@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -21,12 +22,13 @@ from thawbox.errors import CorruptSnapshot, InvalidRequest, LockTimeout, Snapsho
 from thawbox.host.files import locked, remove_tree
 from thawbox.model import SnapshotId, checked_name
 from thawbox.store.catalog import Catalog, Layout
-from thawbox.store.manifest import DIGEST_PATTERN, Draft, Manifest
+from thawbox.store.manifest import DIGEST_PATTERN, SIGNATURE, Draft, Manifest
 from thawbox.store.put import Prepared, check_named_parts, commit, prepare
 from thawbox.store.refs import Facts, Outcome, Refs
 from thawbox.store.removal import GcReport, Remover, remove_stale_incoming
+from thawbox.store.seal import MAX_SIGNATURE_BYTES, NO_KEYS, Keys, check_signature, sign
 from thawbox.store.staging import Staging, new_staging, sweep, taken_over
-from thawbox.store.verify import Memory, images_problems, layer_problems
+from thawbox.store.verify import Memory, Problem, Verifier, layer_problems
 
 MIN_PREFIX = 6
 """Hex digits from which a prefix of an id is taken for one."""
@@ -62,12 +64,16 @@ class Fetched:
 class Store:
     """An open store. Safe to use from several threads and, over the same directory, from several processes."""
 
-    def __init__(self, root: Path, *, now: Callable[[], float] = time.time, lock_timeout: float = 30.0) -> None:
+    def __init__(
+        self, root: Path, *, now: Callable[[], float] = time.time, lock_timeout: float = 30.0, keys: Keys = NO_KEYS
+    ) -> None:
         self.layout = Layout(root)
         self.layout.make()
         self.refs = Refs(self.layout.refs)
         self.catalog = Catalog(self.layout)
         self.memory = Memory(self.layout.verified)
+        self.keys = keys
+        self._verifier = Verifier(self.layout, self.catalog, self.memory, now)
         self.now = now
         self._lock_timeout = lock_timeout
         self._tidy()
@@ -136,7 +142,8 @@ class Store:
         now = self.now()
         names = (checked_ref_name(name),) if name else ()
         facts = Facts(pinned=pinned, expires_at=now + ttl if ttl is not None else None, used_at=now)
-        prepared = prepare(staging, draft, created_at=now, catalog=self.catalog, sign=None)
+        signer = partial(sign, keys=self.keys) if self.keys.signing else None
+        prepared = prepare(staging, draft, created_at=now, catalog=self.catalog, sign=signer)
         return self.publish(prepared, names=names, labels=labels or {}, facts=facts)
 
     def publish(
@@ -265,15 +272,17 @@ class Store:
     def fetch(self, snapshot: SnapshotId) -> Fetched:
         """The whole chain, verified; hashing only what was not hashed since it last changed.
 
-        Raises CorruptSnapshot or BrokenChain, naming the file. Nothing keeps the snapshot from being removed
+        Raises CorruptSnapshot or BrokenChain, naming the file, and UntrustedSnapshot before anything is read.
+        Nothing keeps the snapshot from being removed
         afterwards: hold it, or use `reading`.
         """
+        self._check_trust(snapshot)
         chain = self.catalog.chain(snapshot)
         manifest = self.catalog.manifest(snapshot)
-        for link in chain:
-            self._ensure_verified(link)
-        for digest in sorted({digest for digests in manifest.layers.values() for digest in digests}):
-            self._ensure_layer_verified(snapshot, digest)
+        for link in chain[:-1]:
+            self._verifier.ensure(link, digests=())
+        digests = {digest for digests in manifest.layers.values() for digest in digests}
+        self._verifier.ensure(snapshot, digests=sorted(digests))
         self.refs.mark_used(chain, self.now())
         layers = {name: tuple(self.layout.tree(one) for one in digests) for name, digests in manifest.layers.items()}
         return Fetched(snapshot, manifest, tuple(self.layout.images(link) for link in chain), layers)
@@ -284,10 +293,18 @@ class Store:
         with contextlib.ExitStack() as stack:
             with self.locked(shared=True):
                 for link in self.catalog.chain(snapshot):
-                    fd = os.open(self.layout.snapshot(link), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                    stack.callback(os.close, fd)
-                    fcntl.flock(fd, fcntl.LOCK_SH)
+                    self._keep(link, stack)
             yield self.fetch(snapshot)
+
+    def _keep(self, snapshot: SnapshotId, stack: contextlib.ExitStack) -> bool:
+        """Keep one snapshot from being removed until the stack unwinds; False if it is not there."""
+        try:
+            fd = os.open(self.layout.snapshot(snapshot), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        stack.callback(os.close, fd)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        return True
 
     def is_being_read(self, snapshot: SnapshotId) -> bool:
         """Whether a `reading` block is open on it, here or in another process."""
@@ -300,26 +317,40 @@ class Store:
             os.close(fd)
         return False
 
-    def _ensure_verified(self, snapshot: SnapshotId) -> None:
-        directory = self.layout.snapshot(snapshot)
-        if self.memory.recall(snapshot, directory) is not None:
-            return
-        manifest = self.catalog.read_manifest(snapshot)
-        problems, marks = images_problems(directory, manifest)
-        if problems:
-            file, cause = problems[0]
-            raise CorruptSnapshot(f"snapshot {snapshot[:12]}: {file} {cause}")
-        self.memory.remember(snapshot, marks, at=self.now())
+    def layer_tree(self, digest: str) -> Path:
+        """Where a layer's tree lies, for use as an overlay's lower directory; hold the layer while it is used."""
+        return self.layout.tree(digest)
 
-    def _ensure_layer_verified(self, snapshot: SnapshotId, digest: str) -> None:
-        directory = self.layout.layer(digest)
-        if self.memory.recall(digest, directory) is not None:
-            return
-        problems, marks = layer_problems(directory, digest)
-        if problems:
-            file, cause = problems[0]
-            raise CorruptSnapshot(f"snapshot {snapshot[:12]}: layer {digest[:12]}: {file} {cause}")
-        self.memory.remember(digest, marks, at=self.now())
+    def verify(self, snapshots: Iterable[SnapshotId] | None = None, *, deep: bool = False) -> tuple[Problem, ...]:
+        """Everything that is wrong with these snapshots, by default all; empty if nothing is. `deep` rehashes all.
+
+        What is found damaged here is refused by the next fetch.
+        """
+        wanted = sorted(self.catalog.ids()) if snapshots is None else list(snapshots)
+        with contextlib.ExitStack() as stack:
+            with self.locked(shared=True):
+                there = [snapshot for snapshot in wanted if self._keep(snapshot, stack)]
+            missing = [] if snapshots is None else [one for one in wanted if one not in there]
+            for snapshot in missing:
+                raise SnapshotNotFound(f"there is no snapshot {snapshot[:12]} in this store")
+            return tuple(self._verifier.problems(there, deep=deep))
+
+    def least_recently_verified(self) -> SnapshotId | None:
+        """The snapshot whose verification is oldest or unknown: what to verify next in the background."""
+        ids = sorted(self.catalog.ids())
+        return min(ids, key=lambda one: self.memory.verified_at(one) or 0.0, default=None)
+
+    def _check_trust(self, snapshot: SnapshotId) -> None:
+        if self.keys.require_signed:
+            check_signature(snapshot, self.signature(snapshot), self.keys)
+
+    def signature(self, snapshot: SnapshotId) -> bytes | None:
+        """The content of a snapshot's signature file; None if it is not signed."""
+        try:
+            with (self.layout.snapshot(snapshot) / SIGNATURE).open("rb") as file:
+                return file.read(MAX_SIGNATURE_BYTES)
+        except FileNotFoundError:
+            return None
 
     # Removing
 

@@ -11,17 +11,19 @@ import contextlib
 import os
 import stat
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
-from thawbox.errors import CorruptSnapshot
+from thawbox.errors import CorruptSnapshot, IntegrityError
 from thawbox.host.files import names_in, replace_file
+from thawbox.model import SnapshotId
+from thawbox.store.catalog import Catalog, Layout
 from thawbox.store.digests import FileToHash, Mark, digest_files, mark_of, settle, unchanged
 from thawbox.store.layers import decode_index, index_problems, scan_tree
-from thawbox.store.manifest import FileEntry, Manifest
+from thawbox.store.manifest import SNAPSHOT_FILES, FileEntry, Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,13 @@ class Memory:
             record = self._load(key)
         return record.at if record is not None and unchanged(directory, record.marks) else None
 
+    def verified_at(self, key: str) -> float | None:
+        """When `key` was last verified, whether or not it has changed since."""
+        with self._lock:
+            record = self._records.get(key)
+        record = record or self._load(key)
+        return record.at if record else None
+
     def _load(self, key: str) -> _Record | None:
         try:
             record = msgspec.msgpack.decode((self._root / key).read_bytes(), type=_Record)
@@ -80,6 +89,72 @@ class Memory:
         for name in names_in(self._root):
             if name not in existing:
                 self.forget(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Verifier:
+    """Verifies what one store holds, hashing only what was not hashed since it last changed, or with `deep` all."""
+
+    layout: Layout
+    catalog: Catalog
+    memory: Memory
+    now: Callable[[], float]
+
+    def ensure(self, snapshot: SnapshotId, *, digests: Iterable[str]) -> None:
+        """Raise CorruptSnapshot, naming the first file, unless a snapshot's images and these layers are sound."""
+        for problem in self._images(snapshot, deep=False):
+            raise CorruptSnapshot(f"snapshot {snapshot[:12]}: {problem.file} {problem.cause}")
+        for digest in digests:
+            for problem in self._layer(snapshot, digest, deep=False):
+                raise CorruptSnapshot(f"snapshot {snapshot[:12]}: {problem.file} {problem.cause}")
+
+    def problems(self, snapshots: Iterable[SnapshotId], *, deep: bool) -> list[Problem]:
+        """Everything that is wrong with these snapshots. A layer shared by several is read once, told for each."""
+        found: list[Problem] = []
+        layers: dict[str, list[Problem]] = {}
+        for snapshot in snapshots:
+            try:
+                manifest = self.catalog.read_manifest(snapshot)
+            except IntegrityError as error:
+                found.append(Problem(snapshot, "manifest.json", error.cause))
+                continue
+            found += self._images(snapshot, deep=deep)
+            found += self._surroundings(snapshot, manifest)
+            for digest in sorted({digest for digests in manifest.layers.values() for digest in digests}):
+                if digest not in layers:
+                    layers[digest] = self._layer(snapshot, digest, deep=deep)
+                found += [replace(problem, snapshot=snapshot) for problem in layers[digest]]
+        return found
+
+    def _images(self, snapshot: SnapshotId, *, deep: bool) -> list[Problem]:
+        directory = self.layout.snapshot(snapshot)
+        if not deep and self.memory.recall(snapshot, directory) is not None:
+            return []
+        problems, marks = images_problems(directory, self.catalog.read_manifest(snapshot))
+        self._conclude(snapshot, problems, marks)
+        return [Problem(snapshot, file, cause) for file, cause in problems]
+
+    def _layer(self, snapshot: SnapshotId, digest: str, *, deep: bool) -> list[Problem]:
+        directory = self.layout.layer(digest)
+        if not deep and self.memory.recall(digest, directory) is not None:
+            return []
+        problems, marks = layer_problems(directory, digest)
+        self._conclude(digest, problems, marks)
+        return [Problem(snapshot, f"layers/{digest[:12]}/{file}", cause) for file, cause in problems]
+
+    def _conclude(self, key: str, problems: Sequence[object], marks: Sequence[Mark]) -> None:
+        if problems:
+            self.memory.forget(key)
+        else:
+            self.memory.remember(key, marks, at=self.now())
+
+    def _surroundings(self, snapshot: SnapshotId, manifest: Manifest) -> list[Problem]:
+        found: list[Problem] = []
+        if manifest.parent is not None and not self.catalog.exists(manifest.parent):
+            found.append(Problem(snapshot, "parent", f"{manifest.parent[:12]} is missing"))
+        for name in sorted(set(names_in(self.layout.snapshot(snapshot))) - SNAPSHOT_FILES):
+            found.append(Problem(snapshot, name, "does not belong to a snapshot"))
+        return found
 
 
 def scan_images(images: Path) -> tuple[dict[str, FileEntry], dict[str, str], list[Mark]]:
