@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from thawbox.engines.criu_delta import flatten, is_clean, make_delta, make_full
 from thawbox.engines.criu_images import MAP_HUGETLB, MM, VmaStatus, write_entries
-from thawbox.engines.criu_pages import LAZY, PAGE, PRESENT, Memory, collapse, expand, read_pagemap, write_pagemap
+from thawbox.engines.criu_pagemap import LAZY, PAGE, PRESENT, collapse, expand, read_pagemap, write_pagemap
+from thawbox.engines.criu_pages import Memory
 from thawbox.engines.criu_reader import MergedPages, merged_pages
 from thawbox.engines.proto import mm_pb2, vma_pb2
 

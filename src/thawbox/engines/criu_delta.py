@@ -24,26 +24,21 @@ from pathlib import Path
 import numpy as np
 
 from thawbox.engines.criu_images import MAP_HUGETLB, PARENT_LINK, Vma, VmaStatus, read_vmas
-from thawbox.engines.criu_pages import (
+from thawbox.engines.criu_pagemap import (
     IN_PARENT,
     LAZY,
     PAGE,
     PRESENT,
-    Chain,
     Flags,
     Integers,
     Mask,
-    Memory,
     Pagemap,
-    check_pages_size,
     collapse,
     expand,
-    find,
-    memories,
-    read_chain,
     read_pagemap,
     write_pagemap,
 )
+from thawbox.engines.criu_pages import Chain, Memory, check_pages_size, find, memories, read_chain
 from thawbox.engines.criu_reader import (
     CHUNK,
     ChainReader,

@@ -19,26 +19,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from thawbox.engines.criu_images import (
-    COMMON_MAGIC,
-    join_records,
-    parse_record,
-    read_file,
-    split_records,
-)
-from thawbox.engines.proto import pagemap_pb2
+from thawbox.engines.criu_pagemap import IN_PARENT, LAZY, PAGE, PRESENT, Integers, Mask, Pagemap, expand, read_pagemap
 from thawbox.errors import BrokenChain, CorruptSnapshot
 
-PAGE: Final = 4096
-IN_PARENT, LAZY, PRESENT = 1, 2, 4
-"""Flags of a pagemap entry (`PE_*` in `criu/include/pagemap.h`)."""
-
-_MAGIC: Final = COMMON_MAGIC.to_bytes(4, "little") + (0x56084025).to_bytes(4, "little")
 _NAME: Final = re.compile(r"pagemap-(shmem-)?([0-9]+)\.img")
-
-Integers = NDArray[np.int64]
-Flags = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -54,24 +38,6 @@ class Memory:
     @property
     def pagemap_name(self) -> str:
         return f"pagemap-shmem-{self.number}.img" if self.shared else f"pagemap-{self.number}.img"
-
-
-@dataclass(frozen=True, slots=True)
-class Pagemap:
-    """A pagemap image: runs of `count` pages from page number `start` on, PRESENT or IN_PARENT, perhaps LAZY."""
-
-    pages_id: int
-    start: Integers
-    count: Integers
-    flags: Flags
-
-    @property
-    def pages_name(self) -> str:
-        return f"pages-{self.pages_id}.img"
-
-    def total(self, flag: int) -> int:
-        """How many pages carry `flag`."""
-        return int(self.count[(self.flags & flag) != 0].sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,69 +59,6 @@ def memories(images: Path) -> tuple[Memory, ...]:
     """Every memory that an images dir has a pagemap of, tasks first, by number."""
     found = (_NAME.fullmatch(entry.name) for entry in images.iterdir())
     return tuple(sorted(Memory(bool(match[1]), int(match[2])) for match in found if match))
-
-
-def read_pagemap(path: Path) -> Pagemap:
-    """A pagemap image; raises CorruptSnapshot where it is missing or damaged, or its pages were left elsewhere."""
-    name = str(path)
-    records = split_records(read_file(path), _MAGIC, name=name)
-    if not records:
-        raise CorruptSnapshot(f"{name} has no head")
-    head = parse_record(records[0], pagemap_pb2.pagemap_head, name=name)
-    entries = [parse_record(record, pagemap_pb2.pagemap_entry, name=name) for record in records[1:]]
-    start = np.array([entry.vaddr for entry in entries], np.uint64)
-    # Since 4.2 the number of pages is 64 bits wide, in a field of its own (init_compat_pagemap_entry).
-    count = np.array([entry.nr_pages if entry.HasField("nr_pages") else entry.compat_nr_pages for entry in entries])
-    flags = np.array([_flags(entry) for entry in entries], np.uint8)
-    if (start % PAGE).any() or (start >> np.uint64(57)).any() or (count >= 1 << 45).any():
-        raise CorruptSnapshot(f"{name} names an impossible address")
-    pagemap = Pagemap(head.pages_id, (start // PAGE).astype(np.int64), count.astype(np.int64), flags)
-    _check_runs(pagemap, name)
-    return pagemap
-
-
-def _flags(entry: pagemap_pb2.pagemap_entry) -> int:
-    flags = entry.flags if entry.HasField("flags") else 0
-    if entry.in_parent:
-        return (flags | IN_PARENT) & 0xFF
-    return flags & 0xFF if entry.HasField("flags") else PRESENT
-
-
-def _check_runs(pagemap: Pagemap, name: str) -> None:
-    if (pagemap.count <= 0).any() or (pagemap.start[1:] < (pagemap.start + pagemap.count)[:-1]).any():
-        raise CorruptSnapshot(f"{name} names its pages out of order")
-    kind = pagemap.flags & (IN_PARENT | PRESENT)
-    if ((kind == 0) & ((pagemap.flags & LAZY) != 0)).any():
-        raise CorruptSnapshot(f"{name} names pages that were left with a page server")
-    if ((kind != IN_PARENT) & (kind != PRESENT)).any():
-        raise CorruptSnapshot(f"{name} has an entry that is neither present nor in the parent")
-
-
-def write_pagemap(path: Path, pagemap: Pagemap) -> None:
-    """Write a pagemap image as CRIU 4.2 does."""
-    entry = pagemap_pb2.pagemap_entry
-    runs = zip((pagemap.start * PAGE).tolist(), pagemap.count.tolist(), pagemap.flags.tolist(), strict=True)
-    records = [pagemap_pb2.pagemap_head(pages_id=pagemap.pages_id).SerializeToString()]
-    records += [
-        entry(vaddr=address, compat_nr_pages=count & 0xFFFFFFFF, flags=flags, nr_pages=count).SerializeToString()
-        for address, count, flags in runs
-    ]
-    path.write_bytes(join_records(_MAGIC, records))
-
-
-def expand(pagemap: Pagemap) -> tuple[Integers, Flags]:
-    """The page number and the flags of every page that a pagemap names."""
-    before = np.cumsum(pagemap.count) - pagemap.count
-    pages = np.arange(int(pagemap.count.sum()), dtype=np.int64) + np.repeat(pagemap.start - before, pagemap.count)
-    return pages, np.repeat(pagemap.flags, pagemap.count)
-
-
-def collapse(pages_id: int, pages: Integers, flags: Flags) -> Pagemap:
-    """The shortest pagemap that names these pages (sorted) with these flags."""
-    if not len(pages):
-        return Pagemap(pages_id, np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint8))
-    first = np.flatnonzero(np.concatenate(([True], (np.diff(pages) != 1) | (flags[1:] != flags[:-1]))))
-    return Pagemap(pages_id, pages[first], np.diff(np.append(first, len(pages))), flags[first])
 
 
 def find(needles: Integers, pages: Integers) -> tuple[Integers, Mask]:

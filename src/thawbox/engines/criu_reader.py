@@ -17,11 +17,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from thawbox.engines.criu_pages import PAGE, Chain, EffectivePages, Integers, Memory, memories, read_chain, runs
+from thawbox.engines.criu_pagemap import PAGE, Integers
+from thawbox.engines.criu_pages import Chain, EffectivePages, Memory, memories, read_chain, runs
 from thawbox.errors import CorruptSnapshot, NotFound
 
-CHUNK: Final = 128
-"""Pages handled at a time: two such buffers (1 MiB) fit the second-level cache of one core."""
+CHUNK: Final = 256
+"""Pages handled at a time: 1 MiB, small enough for a processor's caches and large enough to forget Python's overhead
+(64 is 30 % slower, 512 no faster)."""
 
 Rows = NDArray[np.uint64]
 """Pages as an array of shape (pages, 512)."""
