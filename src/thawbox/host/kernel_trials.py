@@ -36,7 +36,8 @@ _NAMESPACES = {
 }  # fmt: skip
 
 # System calls that got their number after 2019 have the same one on every architecture.
-_PIDFD_GETFD, _OPENAT2, _CLONE3 = 438, 437, 435
+_OPEN_TREE, _CLONE3, _OPENAT2, _PIDFD_GETFD, _MOUNT_SETATTR = 428, 435, 437, 438, 442
+_OPEN_TREE_CLONE, _AT_EMPTY_PATH, _ATTR_RDONLY = 1, 0x1000, 1
 _RESOLVE_IN_ROOT = 0x10
 
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _PR_SET_NO_NEW_PRIVS = 22, 2, 38
@@ -137,6 +138,24 @@ def overlay(directory: Path) -> str:
         if whiteout.st_rdev != 0 or (places["upper"] / "new").read_text() != "new":
             raise Unsupported("what was written to the overlay is not in its upper directory")
     return said
+
+
+def mount_attributes() -> str:
+    """A bind mount taken by descriptor and made read-only before anything can see it."""
+
+    def trial() -> str:
+        unshare(CLONE_NEWNS, what="a mount namespace")
+        tree = call_kernel(_OPEN_TREE, -1, b"/", _OPEN_TREE_CLONE, what="open_tree")
+        attributes = struct.pack("4Q", _ATTR_RDONLY, 0, 0, 0)  # struct mount_attr: set, clear, propagation, userns_fd
+        call_kernel(
+            _MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, attributes, ctypes.c_size_t(len(attributes)),
+            what="mount_setattr",
+        )  # fmt: skip
+        if not os.fstatvfs(tree).f_flag & os.ST_RDONLY:
+            raise Unsupported("mount_setattr did not make a mount read-only")
+        return "open_tree and mount_setattr"
+
+    return in_child(trial)
 
 
 def tmpfs(directory: Path) -> str:

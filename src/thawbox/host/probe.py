@@ -255,7 +255,7 @@ def _trial(look: Callable[[], str]) -> Callable[[Ground], str]:
 
 
 _SETUP = "run `make setup`"
-_NEWER = "use a kernel of 5.11 or newer, with what containers use compiled in"
+_NEWER = "use a kernel of 5.12 or newer"
 
 _PROBES = (
     _Probe("privileges", True, _privileges,
@@ -270,6 +270,9 @@ _PROBES = (
     _Probe("overlay", True, lambda ground: kernel_trials.overlay(_existing(ground.home)),
            why="a sandbox's root is a writable layer over a shared one",
            remedy="put THAWBOX_HOME on ext4, xfs or btrfs, not on an overlay or a network filesystem"),
+    _Probe("mount attributes", True, _trial(kernel_trials.mount_attributes),
+           why="a path inside a hostile rootfs must never be a mount's source or target by name",
+           remedy=_NEWER),
     _Probe("cgroups", True, _cgroups,
            why="limits, and freezing a whole tree at one moment",
            remedy="mount the cgroup hierarchies writable, with memory, cpu, pids and freezer"),
