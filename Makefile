@@ -12,7 +12,7 @@ setup-dev: ## the same, with what tests and benchmarks need
 	@scripts/setup dev
 
 demo: setup ## freeze, kill, restore and clone a running agent
-	@scripts/demo
+	.venv/bin/thawbox demo
 
 test: setup-dev ## all tests, then lint
 	.venv/bin/pytest
@@ -21,8 +21,8 @@ test: setup-dev ## all tests, then lint
 lint: setup-dev ## ruff, mypy, pyright and the layers
 	@scripts/lint
 
-bench: setup-dev ## the measurements in bench/
-	@scripts/bench
+bench: setup-dev ## the measurements in bench/, one after the other
+	@for file in bench/*.py; do .venv/bin/python "$$file" || exit 1; done
 
 clean: ## remove what set-up, tests and builds made in this checkout
 	rm -rf .venv .cache native/build native/init/build build dist
