@@ -48,15 +48,29 @@ class Outcome:
     error: str = ""
 
 
+def _raise_as_disk_error(error: sqlite3.OperationalError) -> None:
+    """Raise what our own disk said as the OSError it is; anything else is left to the caller."""
+    meant = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO, sqlite3.SQLITE_READONLY: errno.EROFS}
+    code = meant.get(error.sqlite_errorcode & 0xFF)
+    if error.sqlite_errorcode == sqlite3.SQLITE_IOERR_SHMSIZE:  # the index beside the log could not grow
+        code = errno.ENOSPC
+    if code is not None:
+        raise OSError(code, os.strerror(code), "refs.sqlite") from error
+
+
 class Refs:
     """The open file. Safe to use from several threads and processes; not across a fork."""
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.RLock()
         self._sql = sqlite3.connect(path, isolation_level=None, timeout=30.0, check_same_thread=False)
-        self._sql.execute("PRAGMA journal_mode=WAL")
-        self._sql.execute("PRAGMA synchronous=FULL")
-        self._sql.executescript(_SCHEMA)
+        try:
+            self._sql.execute("PRAGMA journal_mode=WAL")
+            self._sql.executescript(_SCHEMA)
+        except sqlite3.OperationalError as error:
+            self._sql.close()
+            _raise_as_disk_error(error)
+            raise
 
     def close(self) -> None:
         with self._lock:
@@ -74,8 +88,8 @@ class Refs:
             except BaseException as error:
                 if self._sql.in_transaction:
                     self._sql.execute("ROLLBACK")
-                if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "refs.sqlite") from error
+                if isinstance(error, sqlite3.OperationalError):
+                    _raise_as_disk_error(error)
                 raise
 
     def _rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
