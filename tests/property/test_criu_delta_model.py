@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thawbox.engines.criu_delta import flatten, is_clean, make_delta, make_full
-from thawbox.engines.criu_images import MAP_HUGETLB, MM, VmaStatus, write_entries
-from thawbox.engines.criu_pagemap import LAZY, PAGE, PRESENT, collapse, expand, read_pagemap, write_pagemap
-from thawbox.engines.criu_pages import Memory
+from thawbox.engines.criu_images import MAP_ANONYMOUS, MAP_HUGETLB, MAP_PRIVATE, MM, VmaStatus, write_entries
+from thawbox.engines.criu_pagemap import IN_PARENT, LAZY, PAGE, PRESENT, collapse, expand, read_pagemap, write_pagemap
+from thawbox.engines.criu_pages import Memory, memories
 from thawbox.engines.criu_reader import MergedPages, merged_pages
 from thawbox.engines.proto import mm_pb2, vma_pb2
 
@@ -62,7 +62,7 @@ def mm_of(vmas: dict[int, str]) -> mm_pb2.mm_entry:
             pgoff=0,
             shmid=0,
             prot=3,
-            flags=0x22 | (MAP_HUGETLB if kind == HUGE else 0),
+            flags=MAP_PRIVATE | {ANON: MAP_ANONYMOUS, FILE: 0, HUGE: MAP_ANONYMOUS | MAP_HUGETLB}[kind],
             status=int(status[kind]),
             fd=-1,
         )
@@ -105,6 +105,15 @@ layout = st.lists(st.sampled_from([ANON, ANON, FILE, HUGE]), min_size=SPAN, max_
 link = st.tuples(one_dump, layout)
 
 
+def lazy_pages_of(images: Path) -> set[int]:
+    """The pages of tasks that CRIU may bring in after the task runs."""
+    found = set[int]()
+    for memory in memories(images):
+        pages, flags = expand(read_pagemap(images / memory.pagemap_name))
+        found |= set() if memory.shared else set(pages[(flags & LAZY) != 0].tolist())
+    return found
+
+
 def vmas_of(kinds: list[str]) -> dict[int, str]:
     return {FIRST + slot: kind for slot, kind in enumerate(kinds)}
 
@@ -130,6 +139,7 @@ def test_every_link_of_a_chain_reads_back_as_it_was_dumped(dumps: list[Link]) ->
             flatten(links[: number + 1], flat)
             assert restored([flat], vmas) == expected
             assert not (flat / "parent").exists()
+            assert lazy_pages_of(flat) <= {page for page in vmas if vmas[page] == ANON}
 
 
 @settings(max_examples=60, deadline=None)
@@ -148,7 +158,7 @@ def test_a_delta_follows_the_rules_that_stock_criu_restores_by(dumps: list[Link]
                 assert memory.shared or len(pages), "CRIU dies of a task with an empty pagemap"
                 for page, flag in zip(pages.tolist(), flags.tolist(), strict=True):
                     assert memory.shared or vmas[page] != HUGE or flag & PRESENT
-                    assert bool(flag & LAZY) == (page % 3 == 0), "a page stays lazy or eager as CRIU dumped it"
+                    assert flag == IN_PARENT or bool(flag & LAZY) == (page % 3 == 0), "lazy or eager as CRIU dumped it"
                 assert (images / pagemap.pages_name).stat().st_size == pagemap.total(PRESENT) * PAGE
 
 

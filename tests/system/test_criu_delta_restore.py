@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import subprocess
@@ -45,7 +46,7 @@ class Shell:
     def criu(self, verb: str, images: Path, *options: str) -> None:
         argv = self.command(str(CRIU), verb, "-D", str(images), "-o", "criu.log", "-v2", *options)
         done = subprocess.run(argv, capture_output=True, timeout=60)
-        assert done.returncode == 0, (images / "criu.log").read_text()[-3000:]
+        assert done.returncode == 0, done.stderr
 
     def tasks(self) -> dict[int, int]:
         """Outer pid by inner pid of everything in here but pid 1."""
@@ -221,6 +222,36 @@ def test_every_link_and_its_flattened_equal_restore_byte_for_byte(tmp_path: Path
             after, answer = restored(images, tmp_path)
             assert "\n".join(differences(before, after)) == ""
             assert answer == nonce
+
+
+def test_a_chain_restores_lazily_to_the_same_memory(tmp_path: Path) -> None:
+    links, frozen, _, _ = record_chain(tmp_path, 3)
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    flatten(links, flat)
+    for images in (links[-1], flat):
+        with shell() as fresh:
+            restore_lazily(fresh, images)
+            assert "\n".join(differences(frozen[-1], memory(stop_all(fresh)))) == ""
+
+
+def restore_lazily(inside: Shell, images: Path) -> None:
+    """Restore with a page server beside it, and return when that has brought every page in."""
+    work = images.with_name(f"{images.name}-lazy")
+    work.mkdir()
+    ready, report = os.pipe()
+    dirs = ["-D", str(images), "-W", str(work)]
+    argv = inside.command(str(CRIU), "lazy-pages", *dirs, "-o", "lazy.log", "-v4", "--status-fd", str(report))
+    with subprocess.Popen(argv, pass_fds=[report]) as server:
+        try:
+            os.close(report)
+            assert os.read(ready, 1) == b"\0", (work / "lazy.log").read_text()
+            inside.criu("restore", images, "-W", str(work), "-d", "--lazy-pages")
+            assert server.wait(30) == 0
+        finally:
+            os.close(ready)
+            server.kill()
+    assert re.search(r"UFFD transferred pages: \(([1-9]\d*)/\1\)", (work / "lazy.log").read_text())
 
 
 def test_a_tree_restored_from_a_delta_is_the_parent_of_further_deltas(tmp_path: Path) -> None:

@@ -5,10 +5,8 @@ same address, after the thaw. Stock `criu restore` and `crit` read the result.
 
 Rule 1: look first, then change. `make_delta` reads and decides everything before it writes the first byte, so a
 damaged parent costs the delta, never the dump.
-Rule 2: a page is dropped for being zero only where an absent page restores as zero: private anonymous memory and
-shared memory. An absent page of a private file mapping restores as the file's content.
-Rule 3: a page goes `in_parent` only where stock CRIU looks for it there. It reads huge-page mappings straight from
-the newest pages file, whatever the entry says (`restore_priv_vma_content` in `criu/mem.c`).
+Rule 2: what a page may become is for `criu_vmas` to say.
+Rule 3: an `in_parent` entry is never lazy as well: stock `criu lazy-pages` loses such pages, and the task hangs.
 Rule 4: a task's pagemap never becomes empty: CRIU 4.2 follows a null pointer at the first mapping then.
 """
 
@@ -23,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from thawbox.engines.criu_images import MAP_HUGETLB, PARENT_LINK, Vma, VmaStatus, read_vmas
+from thawbox.engines.criu_images import PARENT_LINK
 from thawbox.engines.criu_pagemap import (
     IN_PARENT,
     LAZY,
@@ -49,11 +47,9 @@ from thawbox.engines.criu_reader import (
     read_rows,
     write_rows,
 )
+from thawbox.engines.criu_vmas import absent_is_zero, mapped, may_be_in_parent, may_be_lazy
 from thawbox.errors import CorruptSnapshot, InvalidRequest
 
-_PRIVATE = VmaStatus.ANON_PRIVATE | VmaStatus.FILE_PRIVATE
-_CRIU_READS_LOCALLY = VmaStatus.AIO_RING | VmaStatus.SHADOW_STACK | VmaStatus.SOCKET | VmaStatus.PLUGIN
-_KERNEL_OWNED = VmaStatus.VDSO | VmaStatus.VVAR | VmaStatus.VSYSCALL
 _CLOCKS = re.compile(r"(inventory|timens-[0-9]+)\.img")
 """Images that hold the time of the dump, and so differ between any two."""
 
@@ -155,7 +151,7 @@ def _judge(images: Path, parents: Sequence[Path], memory: Memory) -> _Verdict:
 
 
 def _shrunk(pages_id: int, pages: Integers, flags: Flags, dropped: Mask, linked: Mask) -> Pagemap:
-    flags = np.where(linked, (flags & ~np.uint8(PRESENT)) | np.uint8(IN_PARENT), flags).astype(np.uint8)
+    flags = np.where(linked, np.uint8(IN_PARENT), flags)
     return collapse(pages_id, pages[~dropped], flags[~dropped])
 
 
@@ -190,29 +186,11 @@ def _zero_rows(rows: Rows) -> Mask:
 
 
 def _allowed(images: Path, memory: Memory, pages: Integers) -> tuple[Mask, Mask]:
-    """For each page whether it may be dropped when zero, and whether it may be `in_parent`. See rules 2 and 3."""
+    """For each page whether it may be dropped when zero, and whether it may be `in_parent`."""
     if memory.shared:
         return np.ones(len(pages), np.bool_), np.ones(len(pages), np.bool_)
-    vmas = [vma for vma in read_vmas(images, memory.number) if not vma.status & VmaStatus.GUARD]
-    if not vmas:
-        return np.zeros(len(pages), np.bool_), np.zeros(len(pages), np.bool_)
-    start = np.array([vma.start // PAGE for vma in vmas], np.uint64).astype(np.int64)
-    end = np.array([vma.end // PAGE for vma in vmas], np.uint64).astype(np.int64)
-    at = np.searchsorted(start, pages, side="right") - 1
-    inside = (at >= 0) & (pages < end[at])
-    drop: Mask = np.array([_absent_is_zero(vma) for vma in vmas], np.bool_)
-    link: Mask = np.array([_may_link(vma) for vma in vmas], np.bool_)
-    return inside & drop[at], inside & link[at]
-
-
-def _may_link(vma: Vma) -> bool:
-    local = vma.status & _CRIU_READS_LOCALLY or vma.flags & MAP_HUGETLB
-    return bool(vma.status & VmaStatus.REGULAR and vma.status & _PRIVATE and not local)
-
-
-def _absent_is_zero(vma: Vma) -> bool:
-    anonymous = vma.status & VmaStatus.ANON_PRIVATE and not vma.status & (VmaStatus.FILE_PRIVATE | _KERNEL_OWNED)
-    return _may_link(vma) and bool(anonymous)
+    where = mapped(images, memory.number, pages).where
+    return where(absent_is_zero), where(may_be_in_parent)
 
 
 def _apply(images: Path, verdict: _Verdict) -> None:
@@ -296,7 +274,10 @@ def flatten(links: Sequence[Path], out: Path) -> None:
 def _flatten_memory(merged: MergedPages, memory: Memory, newest: Path, out: Path) -> None:
     chain = merged.chain(memory)
     where = chain.effective
-    flags = np.where(where.lazy, np.uint8(PRESENT | LAZY), np.uint8(PRESENT)).astype(np.uint8)
+    lazy = where.lazy
+    if not memory.shared:
+        lazy = lazy & mapped(newest, memory.number, where.pages).where(may_be_lazy)
+    flags = np.where(lazy, np.uint8(PRESENT | LAZY), np.uint8(PRESENT))
     pagemap = collapse(read_pagemap(newest / memory.pagemap_name).pages_id, where.pages, flags)
     fd = os.open(out / pagemap.pages_name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:

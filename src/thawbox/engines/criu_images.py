@@ -25,7 +25,8 @@ SERVICE_MAGIC: Final = 0x55105940
 PARENT_LINK: Final = "parent"
 """The symbolic link in an images dir that names the images dir its `in_parent` pages are in."""
 
-MAP_HUGETLB: Final = 0x40000
+MAP_PRIVATE, MAP_ANONYMOUS, MAP_LOCKED, MAP_HUGETLB = 0x02, 0x20, 0x2000, 0x40000
+"""Bits of `Vma.flags` (`mmap(2)`)."""
 
 
 class VmaStatus(enum.IntFlag, boundary=enum.KEEP):

@@ -58,7 +58,8 @@ def read_pagemap(path: Path) -> Pagemap:
     head, starts, stops = _split(content, name=name)
     values, seen = _decode(np.frombuffer(content + bytes(16), np.uint8), starts, stops, name=name)
     # What older dumps left out is filled in as CRIU does (init_compat_pagemap_entry in criu/pagemap.c).
-    count: Columns = np.where(seen[_COUNT], values[_COUNT], values[_OLD_COUNT])
+    count: Columns = values[_OLD_COUNT]
+    count[seen[_COUNT]] = values[_COUNT, seen[_COUNT]]
     inherited = values[_OLD_IN_PARENT] != 0
     flags = np.where(seen[_FLAGS] | inherited, values[_FLAGS] & np.uint64(0xFF), np.uint64(PRESENT))
     flags = np.where(inherited, flags | np.uint64(IN_PARENT), flags)

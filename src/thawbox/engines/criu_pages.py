@@ -42,7 +42,10 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class EffectivePages:
-    """Where in a chain each page of one memory is: `pages[i]` is page `offset[i]` of link `link[i]`'s pages file."""
+    """Where in a chain each page of one memory is: `pages[i]` is page `offset[i]` of link `link[i]`'s pages file.
+
+    `lazy[i]` is what that link's dump said of the page: it may be brought in after the task runs.
+    """
 
     pages: Integers
     link: NDArray[np.int16]
@@ -83,9 +86,11 @@ def resolve(parent: EffectivePages, pagemap: Pagemap, link: int, *, name: str) -
     if not found.all():
         address = int(pages[inherited[~found][0]]) * PAGE
         raise BrokenChain(f"{name} takes the page at {address:#x} from its parent, which has no such page")
+    lazy = (flags & LAZY) != 0
     links[inherited] = parent.link[index]
     offset[inherited] = parent.offset[index]
-    return EffectivePages(pages, links, offset, (flags & LAZY) != 0)
+    lazy[inherited] = parent.lazy[index]
+    return EffectivePages(pages, links, offset, lazy)
 
 
 def check_pages_size(images: Path, pagemap: Pagemap) -> None:
