@@ -51,3 +51,22 @@ def test_both_locks_name_the_same_version_of_what_they_share() -> None:
 @pytest.mark.parametrize("lock", sorted((ROOT / "locks").glob("*.txt")), ids=lambda path: path.name)
 def test_a_lock_names_no_address(lock: Path) -> None:
     assert "://" not in lock.read_text()
+
+
+def test_the_reference_pages_say_what_the_code_says(tmp_path: Path) -> None:
+    subprocess.run([ROOT / ".venv/bin/python", ROOT / "scripts/generate_docs", tmp_path], check=True)
+    for page in tmp_path.iterdir():
+        committed = ROOT / "docs" / page.name
+        assert committed.read_text() == page.read_text(), f"run scripts/generate_docs: docs/{page.name} is out of date"
+
+
+MARKDOWN = sorted(
+    path for folder in (ROOT, ROOT / "docs", ROOT / "docs/decisions", ROOT / "native") for path in folder.glob("*.md")
+)
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_within_the_repository_leads_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+    local = [target for target in targets if "://" not in target]
+    assert [target for target in local if not (page.parent / target).exists()] == []
