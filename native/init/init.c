@@ -25,6 +25,7 @@
 enum {
     PROTOCOL = 1, SESSION_LIMIT = 256, CLIENT_LIMIT = 128, KEEP_STATUS_MS = 60000, OUTPUT_CHUNK = 16 << 10,
     OUT_SIZE = 64 << 10, REPLY_ROOM = 24 << 10, CONFIG_LIMIT = 2 << 20,
+    PIECES = 16, /* of one client's frames in one turn, so that no client holds up the others */
 };
 enum { BY_QUIESCE = 1, BY_OTHER_CLIENT = 2, BY_END = 3 };
 
@@ -401,8 +402,9 @@ static bool on_frame(struct client *c, uint8_t type, struct reader *r)
 
 /* ---- connections ---- */
 
-/* Read one piece of the current frame; never a byte beyond it, so nothing is held that was not asked for. */
-static void read_client(struct client *c)
+/* Read one piece of the current frame; never a byte beyond it, so nothing is held that was not asked for.
+ * False when there is nothing more for now. */
+static bool read_client(struct client *c)
 {
     bool in_header = c->got < FRAME_HEADER;
     uint8_t *to = in_header ? c->header + c->got : c->payload + (c->got - FRAME_HEADER);
@@ -410,7 +412,7 @@ static void read_client(struct client *c)
     ssize_t got = want ? recv(c->fd, to, want, MSG_DONTWAIT) : 0;
     if (want && got <= 0) {
         c->gone = got == 0 || (errno != EAGAIN && errno != EINTR);
-        return;
+        return false;
     }
     c->got += (uint32_t)got;
     if (in_header && c->got == FRAME_HEADER) {
@@ -420,12 +422,13 @@ static void read_client(struct client *c)
         c->gone = !c->payload;
     }
     if (c->gone || c->got < FRAME_HEADER || c->got - FRAME_HEADER < c->length)
-        return;
+        return !c->gone;
     struct reader r = {c->payload, c->payload + c->length, false};
     c->gone = !on_frame(c, c->header[0], &r) || c->gone;
     free(c->payload);
     c->payload = NULL;
     c->got = 0;
+    return true;
 }
 
 static bool may_read(const struct client *c) { return !c->gone && c->out_end <= OUT_SIZE - REPLY_ROOM; }
@@ -547,8 +550,9 @@ static void serve(int signals)
         reap(now);
         serve_sessions(now);
         for (int i = 0; i < client_count; i++)
-            if (came(clients[i]->slot) && may_read(clients[i]))
-                read_client(clients[i]);
+            for (int piece = 0; piece < PIECES && came(clients[i]->slot) && may_read(clients[i]); piece++)
+                if (!read_client(clients[i]))
+                    break;
         accept_clients();
         for (int i = 0; i < client_count; i++)
             if (!clients[i]->gone)

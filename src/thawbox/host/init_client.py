@@ -37,6 +37,7 @@ from thawbox.host.init_wire import (
     unpack,
 )
 from thawbox.host.inside import connect_inside
+from thawbox.host.proc import start_time
 
 CONTROL_SOCKET = "/.thawbox/control.sock"
 _BY_QUIESCE, _BY_OTHER_CLIENT = 1, 2
@@ -44,8 +45,9 @@ _FROM_INIT = frozenset(int(kind) for kind in Frame if kind >= Frame.STATE)
 _RETRY_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05)  # the last one repeats; a restore answers within 20 ms
 
 Dial = Callable[[], socket.socket]
-"""Makes a new connection to the sandbox's init, raising NotFound or OSError while that is not possible. Whoever dumps
-the sandbox must be able to hold it off: a connection that reaches a frozen init fails the dump."""
+"""Makes a new connection to the sandbox's init; raises NotFound, Unavailable or OSError while that is not possible,
+SessionGone when it never will be. Whoever dumps the sandbox must be able to hold it off: a connection that reaches a
+frozen init fails the dump."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +145,10 @@ class _Wire:
         del self._held[: HEADER.size + length]
         return Frame(kind), payload
 
-    def fill(self) -> None:
+    def fill(self, at_most: int = 128 << 10) -> None:
         """Read what has come; raises LinkLost at the end, Unavailable if nothing comes in the socket's time."""
         try:
-            piece = self._link.recv(128 << 10)
+            piece = self._link.recv(at_most)
         except ConnectionResetError:
             piece = b""
         except TimeoutError:
@@ -159,8 +161,11 @@ class _Wire:
         self._held += piece
 
     def receive(self) -> tuple[Frame, bytes]:
+        """One frame and not a byte beyond it: what follows an answer must leave the socket readable for `select`."""
         while (frame := self.take()) is None:
-            self.fill()
+            held = len(self._held)
+            size = HEADER.size if held < HEADER.size else HEADER.size + HEADER.unpack_from(self._held)[1]
+            self.fill(size - held)
         return frame
 
 
@@ -170,6 +175,7 @@ class InitLink:
     def __init__(self, dial: Dial) -> None:
         self._dial = dial
         self._wire = _Wire(dial())
+        self._handed_over = False
 
     @classmethod
     def connect(cls, pid: int, *, started: int | None = None, timeout: float = 10.0) -> Self:
@@ -177,7 +183,16 @@ class InitLink:
 
         Raises NotFound when it is gone or does not listen.
         """
-        return cls(lambda: connect_inside(pid, CONTROL_SOCKET, started=started, timeout=timeout))
+
+        def dial() -> socket.socket:
+            try:
+                return connect_inside(pid, CONTROL_SOCKET, started=started, timeout=timeout)
+            except NotFound as error:
+                if start_time(pid) is not None:
+                    raise
+                raise SessionGone(error.cause) from None
+
+        return cls(dial)
 
     def __enter__(self) -> Self:
         return self
@@ -189,7 +204,8 @@ class InitLink:
 
     def close(self) -> None:
         """Close the connection; a session that has taken it over is not touched."""
-        self._wire.close()
+        if not self._handed_over:
+            self._wire.close()
 
     def _ask(self, kind: Frame, payload: bytes, expected: Frame) -> tuple[Frame, bytes]:
         self._wire.send(kind, payload)
@@ -218,6 +234,7 @@ class InitLink:
         number, pid = unpack("<II", content)
         if request.detach:
             return SessionId(number)
+        self._handed_over = True
         return ExecSession(self._dial, self._wire, SessionId(number), pid=pid)
 
     def attach(self, session: SessionId, *, stdout: int = OLDEST, stderr: int = OLDEST) -> ExecSession:
@@ -227,6 +244,7 @@ class InitLink:
         """
         attached = ExecSession(self._dial, self._wire, session, offsets={Stream.STDOUT: stdout, Stream.STDERR: stderr})
         attached.take_over()
+        self._handed_over = True
         return attached
 
     def signal(self, number: int, *, session: SessionId | None = None) -> bool:
@@ -345,8 +363,9 @@ class ExecSession:
         """
         if self._over is not None:
             return (self._over,)
-        try:
+        with contextlib.suppress(LinkLost):  # init's last words may still wait to be read
             self._acknowledge()
+        try:
             if not select.select([self._wire], [], [], timeout)[0]:
                 return ()
             self._wire.fill()

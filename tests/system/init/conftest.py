@@ -24,15 +24,20 @@ PATH = "/usr/local/bin:/usr/bin:/bin"
 
 _MOUNT = """
 set -e
-root=$1; kind=$2
+root=$1; kind=$2; last_pid=$3
+mount --bind $root $root
 for name in {shared}; do [ -d /$name ] && mkdir -p $root/$name && mount --bind /$name $root/$name; done
 mkdir -p $root/proc $root/tmp $root/dev/pts $root/work
 mount -t proc proc $root/proc
 for name in null zero full random urandom tty; do touch $root/dev/$name; mount --bind /dev/$name $root/dev/$name; done
 mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 devpts $root/dev/pts
 ln -sf pts/ptmx $root/dev/ptmx
-echo 1 > /proc/sys/kernel/ns_last_pid
-exec chroot $root /.thawbox/init $kind
+cd $root
+pivot_root . .
+umount -l .
+cd /
+echo $last_pid > /proc/sys/kernel/ns_last_pid
+exec /.thawbox/init $kind
 """
 
 
@@ -73,12 +78,13 @@ def init_binary() -> Path:
     return build("thawbox-init")
 
 
-def start(root: Path, binary: Path, main: Sequence[str], **config: object) -> Shell:
+def start(root: Path, binary: Path, main: Sequence[str], *, raw_config: bytes | None = None, **config: object) -> Shell:
     own = root / ".thawbox"
     own.mkdir(mode=0o700, parents=True)
     shutil.copy2(binary, own / "init")
     request = ExecRequest(argv=main, env={"PATH": PATH, "HOME": "/work", "LAYER": "main"})
-    (own / "config").write_bytes(encode_config(request, **config))  # type: ignore[arg-type]
+    encoded = encode_config(request, **config) if raw_config is None else raw_config  # type: ignore[arg-type]
+    (own / "config").write_bytes(encoded)
     return start_keeper(root, "keeper")
 
 
@@ -87,9 +93,10 @@ def start_keeper(root: Path, kind: str) -> Shell:
     read_fd, write_fd = os.pipe()
     with contextlib.closing(os.fdopen(read_fd, "rb", buffering=0)) as ready:
         unshare = subprocess.Popen(
-            ["unshare", "--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup", "--time", "--fork", "--kill-child",
-             "--propagation", "private", "sh", "-c", script, "sh", str(root), f"{kind} {write_fd}"],
-            pass_fds=[write_fd], stdin=subprocess.DEVNULL,
+            ["unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--time", "--fork", "--kill-child",
+             "--propagation", "private", "sh", "-c", script, "sh", str(root), f"{kind} {write_fd}",
+             "1" if kind == "keeper" else "5000"],
+            pass_fds=[write_fd], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(write_fd)
         assert select.select([ready], [], [], 20)[0], "the keeper says nothing"
