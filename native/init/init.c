@@ -230,10 +230,12 @@ static bool on_attach(struct client *c, struct reader *r)
 {
     uint32_t id = read_u32(r);
     uint64_t next[2] = {read_u64(r), read_u64(r)};
-    struct session *s = r->bad || id == 0 ? NULL : find(id);
+    struct session *s = id ? find(id) : NULL;
+    if (r->bad)
+        return false;
     if (!s) {
         send_failure(c, ESRCH, 0, "no such session");
-        return !r->bad;
+        return true;
     }
     for (int i = 0; i < 2 && !s->to_log; i++) {
         struct ring *ring = &s->out[i].ring;
@@ -456,6 +458,7 @@ static void drop_gone(void)
         struct client *c = clients[i];
         if (!c->gone)
             continue;
+        flush(c); /* what it was owed before it broke the rules */
         detach(c);
         close(c->fd);
         free(c->payload);

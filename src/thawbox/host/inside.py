@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 import stat
+import struct
 
 from thawbox.errors import InvalidRequest, NotFound
 from thawbox.host.proc import start_time
@@ -21,6 +22,7 @@ _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_IN_ROOT = 0x10
 _RACES = 64  # openat2 answers EAGAIN when a rename races with `..`; it says nothing about the next try
 
+_TIMEVAL = struct.Struct("@ll")
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
@@ -96,8 +98,15 @@ def connect_inside(pid: int, path: str, *, started: int | None = None, timeout: 
 def _connected(address: str, path: str, timeout: float) -> socket.socket:
     link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        link.settimeout(timeout)
+        # Blocking, with the kernel's own limit: a non-blocking connect fails at once where the queue is full.
+        link.setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(*divmod(int(timeout * 1_000_000), 1_000_000))
+        )
         link.connect(address)
+        link.settimeout(timeout)
+    except BlockingIOError:
+        link.close()
+        raise TimeoutError(f"nobody took a connection to {path} within {timeout:g} s") from None
     except (ConnectionRefusedError, ConnectionResetError, FileNotFoundError):
         link.close()
         raise NotFound(f"nobody listens on {path}") from None

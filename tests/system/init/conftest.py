@@ -78,6 +78,11 @@ def init_binary() -> Path:
     return build("thawbox-init")
 
 
+@pytest.fixture(scope="session")
+def sanitized_binary() -> Path:
+    return build("thawbox-init-sanitized")
+
+
 def start(root: Path, binary: Path, main: Sequence[str], *, raw_config: bytes | None = None, **config: object) -> Shell:
     own = root / ".thawbox"
     own.mkdir(mode=0o700, parents=True)
