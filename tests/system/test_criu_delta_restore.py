@@ -18,6 +18,8 @@ import pytest
 
 from thawbox.engines.criu_delta import DeltaReport, flatten, is_clean, make_delta, make_full
 from thawbox.engines.criu_images import read_dump_stats, read_inventory, read_tasks
+from thawbox.engines.criu_pagemap import IN_PARENT, read_pagemap
+from thawbox.engines.criu_pages import memories
 
 ROOT = Path(__file__).parents[2]
 CRIU = Path(os.environ.get("THAWBOX_CRIU", ROOT / "native" / "build" / "bin" / "criu"))
@@ -264,6 +266,8 @@ def test_a_tree_restored_from_a_delta_is_the_parent_of_further_deltas(tmp_path: 
         before = freeze(second, links[-1])
         report = shrink(links)
     assert report.in_parent > report.present
+    for shared in (memory for memory in memories(links[-1]) if memory.shared):
+        assert read_pagemap(links[-1] / shared.pagemap_name).total(IN_PARENT), "another inode number, the same memory"
     after, answer = restored(links[-1], tmp_path)
     assert "\n".join(differences(before, after)) == ""
     assert answer == nonce

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +47,7 @@ from thawbox.engines.criu_reader import (
     read_rows,
     write_rows,
 )
+from thawbox.engines.criu_shared import adopt_names, read_memfds, rename_memfds
 from thawbox.engines.criu_vmas import absent_is_zero, mapped, may_be_in_parent, may_be_lazy
 from thawbox.errors import CorruptSnapshot, InvalidRequest
 
@@ -81,9 +82,10 @@ def is_clean(report: DeltaReport) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """What is to become of one memory's pages: for each dumped page whether its bytes stay, and the new pagemap."""
+    """What is to become of one memory's pages: for each dumped page whether its bytes stay, the new pagemap, and the
+    memory's name in the delta."""
 
-    memory: Memory
+    name: Memory
     keep: Mask
     pagemap: Pagemap
     report: DeltaReport = field(default_factory=DeltaReport)
@@ -111,24 +113,39 @@ def _rewrite(images: Path, parents: Sequence[Path]) -> DeltaReport:
     if (images / PARENT_LINK).is_symlink():
         raise InvalidRequest(f"{images} is a delta already")
     found = memories(images)
-    verdicts = [_judge(images, parents, memory) for memory in found]
+    given = _adopted(images, parents, found)
+    verdicts = [_judge(images, parents, memory, given.get(memory, memory)) for memory in found]
+    names = {verdict.name for verdict in verdicts}
     if len({verdict.pagemap.pages_id for verdict in verdicts}) < len(verdicts):
         raise CorruptSnapshot(f"two memories of {images} claim the same pages file")
-    lost = _pages_of(parents, exclude=found) if parents else 0
+    lost = _pages_of(parents, exclude=names) if parents else 0
     other = _other_changed(images, parents[-1]) if parents else ()
     for verdict in verdicts:
         _apply(images, verdict)
+    for memory in set(found) - names:
+        (images / memory.pagemap_name).unlink()
+    rename_memfds(images, {old.number: new.number for old, new in given.items()})
     return _sum([verdict.report for verdict in verdicts], gone=lost, other_changed=other)
 
 
-def _judge(images: Path, parents: Sequence[Path], memory: Memory) -> _Verdict:
+def _adopted(images: Path, parents: Sequence[Path], found: Sequence[Memory]) -> dict[Memory, Memory]:
+    """The names that the dump's memfds take over from the parent."""
+    if not parents:
+        return {}
+    ours = read_memfds(images)
+    reserved = {memory.number for memory in found if memory.shared} - {memfd.shmid for memfd in ours}
+    given = adopt_names(ours, read_memfds(parents[-1]), reserved=reserved)
+    return {Memory(True, old): Memory(True, new) for old, new in given.items()}
+
+
+def _judge(images: Path, parents: Sequence[Path], memory: Memory, name: Memory) -> _Verdict:
     path = images / memory.pagemap_name
     dumped = read_pagemap(path)
     if dumped.total(IN_PARENT):
         raise InvalidRequest(f"{path} names pages in a parent: it is a delta already")
     check_pages_size(images, dumped)
     pages, flags = expand(dumped)
-    chain = read_chain(parents, memory)
+    chain = read_chain(parents, name)
     index, has_parent = find(pages, chain.effective.pages)
     zero, equal = _compare(images / dumped.pages_name, chain, index, has_parent)
     may_drop, may_link = _allowed(images, memory, pages)
@@ -147,7 +164,7 @@ def _judge(images: Path, parents: Sequence[Path], memory: Memory) -> _Verdict:
         changed=int((~dropped & ~equal).sum()) * PAGE,
         gone=(len(chain.effective.pages) - int(survivors.sum())) * PAGE,
     )
-    return _Verdict(memory, keep, _shrunk(dumped.pages_id, pages, flags, dropped, linked), report)
+    return _Verdict(name, keep, _shrunk(dumped.pages_id, pages, flags, dropped, linked), report)
 
 
 def _shrunk(pages_id: int, pages: Integers, flags: Flags, dropped: Mask, linked: Mask) -> Pagemap:
@@ -205,7 +222,7 @@ def _apply(images: Path, verdict: _Verdict) -> None:
             _compact(fd, verdict.keep, name=str(path))
         finally:
             os.close(fd)
-    write_pagemap(images / verdict.memory.pagemap_name, verdict.pagemap)
+    write_pagemap(images / verdict.name.pagemap_name, verdict.pagemap)
 
 
 def _compact(fd: int, keep: Mask, *, name: str) -> None:
@@ -222,7 +239,7 @@ def _compact(fd: int, keep: Mask, *, name: str) -> None:
     os.ftruncate(fd, written * PAGE)
 
 
-def _pages_of(parents: Sequence[Path], *, exclude: Sequence[Memory]) -> int:
+def _pages_of(parents: Sequence[Path], *, exclude: Set[Memory]) -> int:
     """Bytes of the parent's memories that this dump does not have at all."""
     gone = (memory for memory in memories(parents[-1]) if memory not in exclude)
     return PAGE * sum(len(read_chain(parents, memory).effective.pages) for memory in gone)

@@ -64,7 +64,7 @@ def read_pagemap(path: Path) -> Pagemap:
     flags = np.where(seen[_FLAGS] | inherited, values[_FLAGS] & np.uint64(0xFF), np.uint64(PRESENT))
     flags = np.where(inherited, flags | np.uint64(IN_PARENT), flags)
     address = values[_ADDRESS]
-    if not seen[_ADDRESS].all() or (address % PAGE).any() or (address >> 57).any() or (count >> 45).any():
+    if (address % PAGE).any() or (address >> 57).any() or (count >> 45).any():
         raise CorruptSnapshot(f"{name} names an impossible address")
     pagemap = Pagemap(head, (address // PAGE).astype(np.int64), count.astype(np.int64), flags.astype(np.uint8))
     _check_runs(pagemap, name)
@@ -94,13 +94,14 @@ def _decode(buffer: Bytes, at: Integers, stops: Integers, *, name: str) -> tuple
     todo, at = np.arange(len(at)), at.copy()
     while len(todo := todo[at[todo] < stops[todo]]):
         tag = buffer[at[todo]]
-        if (tag & 0x87).any():  # not a varint, or a field number that CRIU has not given out
+        if ((tag & 0x87) | (tag < 8)).any():  # not a varint, or a field number that CRIU has not given out
             raise CorruptSnapshot(f"{name} holds a record that is not a pagemap entry")
         at[todo] += 1
         field, seen[field, todo] = tag >> 3, True
         values[field, todo] = _varints(buffer, at, todo)
-    if (at != stops).any():
-        raise CorruptSnapshot(f"{name} holds a record that is cut off")
+    values[_OLD_COUNT] &= np.uint64(0xFFFFFFFF)
+    if (at != stops).any() or not (seen[_ADDRESS] & seen[_OLD_COUNT]).all():
+        raise CorruptSnapshot(f"{name} holds a record that is cut off or lacks a field")
     return values, seen
 
 
@@ -113,7 +114,8 @@ def _varints(buffer: Bytes, at: Integers, todo: Integers) -> Columns:
         at[todo[going]] += 1
         going = going[octet >= 0x80]
         if not len(going):
-            break
+            return values
+    at[todo[going]] = -1  # longer than any number; cannot be where the record ends
     return values
 
 
