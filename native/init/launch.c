@@ -3,8 +3,9 @@
  *   thawbox-launch shell PLAN_FD STATUS_FD GO_FD
  *       Carries out a plan (see struct op below): joins cgroups, makes namespaces, mounts, drops privileges and
  *       becomes pid 1 of the new pid namespace. Writes "pid N\n" (host pid of that pid 1) to STATUS_FD as soon as
- *       it exists, and "error TEXT\n" for the first step that fails. End of file on STATUS_FD with no error line
- *       means that every program was started. The `wait` step reads one byte from GO_FD.
+ *       it exists, and "error TEXT\n" for the first step that fails. init, which a `spawn` step starts, then says
+ *       there how its own start went; end of file with no error means that every program runs. The `wait` step
+ *       reads one byte from GO_FD.
  *
  *   thawbox-launch enter NS_PID PIDS_ABOVE EXE_FD RUN_FD CGROUP_PROCS... -- ARGV...
  *       Joins the cgroups, enters every namespace of NS_PID but ipc and user, and runs the program open at EXE_FD
@@ -319,10 +320,13 @@ static void close_others(void)
 			errno = EBADF, fail("standard streams");
 }
 
-static void do_spawn(char **a) /* path, argument: a child in the tree's cgroups */
+static void do_spawn(char **a) /* path, argument: a child in the tree's cgroups, told the number of STATUS_FD */
 {
-	char *argv[] = { a[0], a[1], NULL }, *envp[] = { NULL };
+	char number[16];
+	char *argv[] = { a[0], a[1], number, NULL }, *envp[] = { NULL };
 	pid_t pid = fork();
+
+	snprintf(number, sizeof(number), "%d", status_fd);
 
 	if (pid < 0)
 		fail("fork");
@@ -332,6 +336,7 @@ static void do_spawn(char **a) /* path, argument: a child in the tree's cgroups 
 		if (write(trees[i], "0", 1) != 1)
 			fail("join the tree's cgroup");
 	close_others();
+	fcntl(status_fd, F_SETFD, 0);
 	execve(a[0], argv, envp);
 	fail("exec");
 }

@@ -68,14 +68,13 @@ class CriuEngine:
         options.force_irmap = True
         options.ghost_limit = GHOST_LIMIT
         _shared_options(options, established=established)
-        if place.freezer is not None:
-            options.freeze_cgroup = str(place.freezer)
         clock = _Clock()
         with _work_directory(self.scratch, images) as work:
             try:
                 answer = request(
                     self.program, Entrance(place.keeper), message, images=images, work=work, timeout=self.timeout,
                     on={"pre-dump": clock.freeze, "post-dump": while_stopped, "post-resume": clock.thaw},
+                    freezer=place.freezer,
                 )  # fmt: skip
             except CriuGone as error:
                 raise _failure(DumpFailed, f"the dump failed: {error}; the sandbox runs on", work) from error

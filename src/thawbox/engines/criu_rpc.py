@@ -54,11 +54,13 @@ def request(
     work: Path,
     timeout: float,
     on: Notified,
+    freezer: Path | None = None,
 ) -> rpc_pb2.criu_resp:
     """Run one dump or restore and return CRIU's answer.
 
     `on` maps names of CRIU's notifications (`post-dump`, `post-restore`, …) to what is done then; an exception from
-    one makes CRIU abort and roll back, and is raised again from here. Log and statistics are written to `work`.
+    one makes CRIU abort and roll back, and is raised again from here. `freezer` is the cgroup directory that holds a
+    frozen tree; like every other path it is given as a descriptor, since criu sees the sandbox's mounts. Log and statistics are written to `work`.
     Raises CriuGone when CRIU dies or takes longer than `timeout` seconds.
     """
     with ExitStack() as undo:
@@ -74,10 +76,14 @@ def request(
         message.opts.log_file = LOG
         message.opts.notify_scripts = bool(on)
         errors = undo.enter_context((work / STDERR).open("wb"))
+        keep = [theirs.fileno(), images_fd, work_fd]
+        if freezer is not None:
+            keep.append(undo.enter_context(_opened(freezer)))
+            message.opts.freeze_cgroup = f"/proc/self/fd/{keep[-1]}"
         running = enter_program(
             program.launcher, entrance, undo.enter_context(_opened(program.binary)),
             ["criu", "swrk", str(theirs.fileno())], run_directory_fd=undo.enter_context(_opened(program.cache)),
-            keep=(theirs.fileno(), images_fd, work_fd), stderr=errors.fileno(),
+            keep=keep, stderr=errors.fileno(),
         )  # fmt: skip
         undo.callback(_finish, running)
         theirs.close()

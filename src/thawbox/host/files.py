@@ -84,13 +84,14 @@ def sync_tree(root: Path) -> None:
                 elif entry.is_file(follow_symlinks=False):
                     found.append(Path(entry.path))
     if len(found) + len(directories) >= _SYNCFS_FROM:
-        _syncfs(root)
+        sync_filesystem(root)
         return
     for path in (*found, *reversed(directories)):
         fsync_path(path)
 
 
-def _syncfs(path: Path) -> None:
+def sync_filesystem(path: Path) -> None:
+    """Flush the whole filesystem that `path` is on."""
     import ctypes
 
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -125,23 +126,41 @@ def private_directory(path: Path) -> Path:
 def locked(path: Path, *, timeout: float, shared: bool = False, what: str = "") -> Generator[None]:
     """Hold an advisory lock on the file `path` (made if missing) for the block.
 
-    Raises LockTimeout after `timeout` seconds. The lock goes with the process, however it dies.
+    Raises LockTimeout after `timeout` seconds. The lock goes with the process, however it dies. A lock file may be
+    removed by whoever holds it alone: those who waited for it then take the new one.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + timeout
+    fd = _lock(path, shared=shared)
     try:
-        flags = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                fcntl.flock(fd, flags)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise LockTimeout(
-                        f"{what or path} was held by another command for {timeout:g} s",
-                        remediation="wait for that command to end, then retry",
-                    ) from None
-                time.sleep(0.005)
+        while fd is None:
+            if time.monotonic() >= deadline:
+                raise LockTimeout(
+                    f"{what or path} was held by another command for {timeout:g} s",
+                    remediation="wait for that command to end, then retry",
+                )
+            time.sleep(_LOCK_PAUSE)
+            fd = _lock(path, shared=shared)
         yield
     finally:
+        if fd is not None:
+            os.close(fd)
+
+
+_LOCK_PAUSE = 0.002
+"""flock cannot wait for a time: seconds between two tries."""
+
+
+def _lock(path: Path, *, shared: bool) -> int | None:
+    """A descriptor that holds the lock, or None if another has it or removed the file meanwhile."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        if os.fstat(fd).st_nlink:
+            return fd
+    except BlockingIOError:
+        pass
+    except BaseException:
         os.close(fd)
+        raise
+    os.close(fd)
+    return None

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from thawbox.errors import StartFailed
@@ -64,17 +65,19 @@ def start_shell(
     step names. Raises StartFailed with the step that failed, and then no process is left.
     """
     with ExitStack() as descriptors, ExitStack() as undo:
+        # File objects, not numbers: closing one twice must not close what another thread has opened since.
         plan_read, plan_write = _pipe(descriptors)
         status_read, status_write = _pipe(descriptors)
         go_read, go_write = _pipe(descriptors)
-        keep = [plan_read, status_write, go_read] + ([] if filter_fd is None else [filter_fd])
-        argv = [str(launcher), "shell", str(plan_read), str(status_write), str(go_read)]
-        started = start_program(argv, pass_fds=keep)
-        for fd in (plan_read, status_write, go_read):
-            _close(fd)
-        _send(plan_write, encode_plan(steps))
+        keep = [end.fileno() for end in (plan_read, status_write, go_read)]
+        argv = [str(launcher), "shell", *map(str, keep)]
+        started = start_program(argv, pass_fds=keep if filter_fd is None else [*keep, filter_fd])
+        for end in (plan_read, status_write, go_read):
+            end.close()
+        with contextlib.suppress(BrokenPipeError), plan_write:
+            plan_write.write(encode_plan(steps))
         deadline = time.monotonic() + timeout
-        pid, said = _read_pid(status_read, deadline)
+        pid, said = _read_pid(status_read.fileno(), deadline)
         started.wait()
         if pid is None:
             raise StartFailed(_cause(said))
@@ -82,19 +85,25 @@ def start_shell(
         if before_go is not None:
             before_go(pid)
         with contextlib.suppress(BrokenPipeError):  # a plan without a `wait` step does not listen
-            os.write(go_write, b"g")
-        said = _read_to_end(status_read, deadline)
-        if said:
-            raise StartFailed(_cause(said))
+            go_write.write(b"g")
+        _check_start(said + _read_to_end(status_read.fileno(), deadline))
         undo.pop_all()
         return pid
 
 
-def _pipe(descriptors: ExitStack) -> tuple[int, int]:
-    ends = os.pipe()
-    for fd in ends:
-        descriptors.callback(_close, fd)
-    return ends
+def _pipe(descriptors: ExitStack) -> tuple[FileIO, FileIO]:
+    read, write = os.pipe()
+    return descriptors.enter_context(FileIO(read, "rb")), descriptors.enter_context(FileIO(write, "wb"))
+
+
+def _check_start(said: bytes) -> None:
+    """Raise StartFailed unless init said `0 PID`, or nobody said anything (a shell without a program)."""
+    word, _, rest = said.decode(errors="replace").strip().partition(" ")
+    if word in ("", "0"):
+        return
+    if word == "error":
+        raise StartFailed(_cause(said))
+    raise StartFailed(f"the program could not be started: {rest}", remediation="name a program that the rootfs has")
 
 
 def destroy_shell(pid: int, *, started: int | None = None) -> None:
@@ -129,16 +138,6 @@ def enter_program(
     return start_program(command, pass_fds=(binary_fd, run_directory_fd, *keep), stderr=stderr)
 
 
-def _send(fd: int, content: bytes) -> None:
-    with os.fdopen(fd, "wb") as pipe, contextlib.suppress(BrokenPipeError):
-        pipe.write(content)
-
-
-def _close(fd: int) -> None:
-    with contextlib.suppress(OSError):  # closed already: handed over or done with
-        os.close(fd)
-
-
 def _wait_readable(fd: int, deadline: float) -> None:
     if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
         raise StartFailed("the sandbox's namespaces were not ready in time")
@@ -146,14 +145,15 @@ def _wait_readable(fd: int, deadline: float) -> None:
 
 def _read_pid(fd: int, deadline: float) -> tuple[int | None, bytes]:
     said = b""
-    while not said.endswith(b"\n"):
+    while b"\n" not in said:
         _wait_readable(fd, deadline)
         part = os.read(fd, 4096)
         if not part:
             break
         said += part
-    word, _, rest = said.partition(b" ")
-    return (int(rest), b"") if word == b"pid" else (None, said)
+    first, _, more = said.partition(b"\n")
+    word, _, rest = first.partition(b" ")
+    return (int(rest), more) if word == b"pid" else (None, said)
 
 
 def _read_to_end(fd: int, deadline: float) -> bytes:

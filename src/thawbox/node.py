@@ -1,0 +1,168 @@
+"""The composition root: the only place that builds the parts of a node and joins them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from thawbox.config import Settings, load_settings
+from thawbox.engines import Engine
+from thawbox.engines.criu import CriuEngine, CriuProgram
+from thawbox.errors import Unsupported
+from thawbox.host.cgroup import remove_node_group
+from thawbox.host.cgroup_layout import detect_layout
+from thawbox.host.files import private_directory
+from thawbox.host.seccomp import capability_mask, compile_filter
+from thawbox.model import SnapshotId, Spec
+from thawbox.sandbox import Context, Journal, Programs, Sandbox, Snapshot
+from thawbox.sandbox.adoption import Adoption, adopt
+from thawbox.sandbox.starting import start
+from thawbox.store import Store
+
+_SOURCE_PROGRAMS = Path(__file__).parents[2] / "native" / "build" / "bin"
+_INSTALLED_PROGRAMS = Path("/usr/local/libexec/thawbox")
+_TMPFS_CANDIDATES = (Path("/run"), Path("/dev/shm"))  # noqa: S108 - root-only directories are made in the first tmpfs
+
+
+class Node:
+    """One node: the sandboxes and snapshots below one home directory. Several may live side by side.
+
+    Opening adopts the sandboxes that run and cleans up after those that died; closing leaves them running.
+    Raises Unsupported without root or without our programs (`make setup` builds them).
+    """
+
+    def __init__(
+        self, settings: Settings | None = None, *, engine: Engine | None = None, now: Callable[[], float] = time.time
+    ) -> None:
+        self.settings = settings or load_settings()
+        if os.geteuid() != 0:
+            raise Unsupported("thawbox needs root: it makes namespaces, mounts and cgroups", remediation="use sudo")
+        home = private_directory(self.settings.home)
+        programs = find_programs(self.settings)
+        with ExitStack() as undo:
+            journal = Journal(home / "journal.db")
+            undo.callback(journal.close)
+            store = Store(home / "store", now=now, lock_timeout=self.settings.lock_timeout)
+            undo.callback(store.close)
+            self.context = Context(
+                settings=self.settings,
+                journal=journal,
+                store=store,
+                engine=engine or _criu_engine(self.settings, programs),
+                layout=detect_layout(),
+                programs=programs,
+                capabilities=capability_mask(),
+                seccomp_filter=compile_filter(private_directory(home / "seccomp")),
+                tag=node_tag(home),
+                boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+                now=now,
+            )
+            self.adoption: Adoption = adopt(self.context)
+            self._undo = undo.pop_all()
+
+    def __repr__(self) -> str:
+        return f"<Node {self.settings.home}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the node; its sandboxes run on."""
+        self._undo.close()
+
+    def run(self, spec: Spec) -> Sandbox:
+        """Start a sandbox and return it once it is ready. Raises InvalidSpec, StartFailed."""
+        return self.run_timed(spec)[0]
+
+    def run_timed(self, spec: Spec) -> tuple[Sandbox, float]:
+        """The same, with the milliseconds until its program was started."""
+        record, create_ms = start(self.context, spec)
+        return Sandbox(self.context, record), create_ms
+
+    def sandbox(self, reference: str) -> Sandbox:
+        """The sandbox of this name, id or unambiguous beginning of an id; raises SandboxNotFound."""
+        return Sandbox(self.context, self.context.journal.find(reference))
+
+    def sandboxes(self) -> list[Sandbox]:
+        """Every sandbox of this node, the ended ones too, oldest first."""
+        return [Sandbox(self.context, record) for record in self.context.journal.all()]
+
+    def snapshot(self, reference: str) -> Snapshot:
+        """The snapshot of this id, unambiguous beginning of an id, or name; raises SnapshotNotFound."""
+        return Snapshot(self.context, self.context.store.resolve(reference))
+
+    def snapshots(self) -> list[Snapshot]:
+        """Every snapshot of this node, oldest first."""
+        return [Snapshot(self.context, SnapshotId(stored.id)) for stored in self.context.store.records()]
+
+    def tidy(self) -> None:
+        """Remove what an empty node keeps in the kernel and in tmpfs: its parent cgroups, CRIU's feature cache."""
+        remove_node_group(self.context.layout, self.context.tag)
+        with contextlib.suppress(FileNotFoundError):
+            cache = cache_directory(self.settings.home)
+            for file in cache.iterdir():
+                file.unlink()
+            cache.rmdir()
+
+
+def node_tag(home: Path) -> str:
+    """Eight hex digits that tell this node's cgroups and devices from another node's on the same machine."""
+    return hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:8]
+
+
+def find_programs(settings: Settings) -> Programs:
+    """Our built programs: from `THAWBOX_NATIVE`, this source checkout, or where they are installed.
+
+    `THAWBOX_CRIU` replaces the criu alone. Raises Unsupported, naming the first that is missing.
+    """
+    candidates = [Path(settings.native)] if settings.native else [_SOURCE_PROGRAMS, _INSTALLED_PROGRAMS]
+    directory = next((path for path in candidates if path.is_dir()), candidates[0])
+    programs = Programs(
+        init=directory / "thawbox-init",
+        launcher=directory / "thawbox-launch",
+        criu=Path(settings.criu) if settings.criu else directory / "criu",
+    )
+    for program in (programs.init, programs.launcher, programs.criu):
+        if not os.access(program, os.X_OK):
+            raise Unsupported(
+                f"the program {program} is missing",
+                remediation="build it with `make setup`, or name its directory in THAWBOX_NATIVE",
+            )
+    return programs
+
+
+def cache_directory(home: Path) -> Path:
+    """A root-only directory on tmpfs, where CRIU honours its kernel-feature cache; it need not exist yet."""
+    for candidate in _TMPFS_CANDIDATES:
+        if _is_tmpfs(candidate):
+            return candidate / f"thawbox-{node_tag(home)}"
+    return home / "run"  # works, 40 ms slower per operation: `thawbox doctor` says so
+
+
+def _is_tmpfs(path: Path) -> bool:
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        if fields[4] == str(path):
+            return fields[fields.index("-") + 1] == "tmpfs"
+    return False
+
+
+def _criu_engine(settings: Settings, programs: Programs) -> CriuEngine:
+    cache = cache_directory(settings.home)
+    cache.mkdir(mode=0o700, exist_ok=True)
+    if cache.stat().st_uid != 0:
+        raise Unsupported(f"{cache} belongs to another user", remediation=f"remove {cache}")
+    program = CriuProgram(programs.criu, cache, programs.launcher)
+    return CriuEngine(program, private_directory(settings.home / "scratch"), timeout=settings.engine_timeout)

@@ -1,0 +1,95 @@
+"""What a starting node does with what an earlier one left: adopt what runs, clean up after what is dead.
+
+Rule 1: what a living command is working on (it holds the sandbox's lock) is left alone.
+Rule 2: the journal decides what is ours: a running sandbox whose record is there is never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+from thawbox.errors import LockTimeout, SandboxNotFound
+from thawbox.host.cgroup import list_groups
+from thawbox.host.files import locked, remove_tree
+from thawbox.lifecycle import ALIVE
+from thawbox.model import Phase, SandboxId
+from thawbox.sandbox.context import Context
+from thawbox.sandbox.ending import take_down
+from thawbox.sandbox.journal import Record
+from thawbox.sandbox.observe import is_alive, settle
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """Ids of the sandboxes found running, found dead, and of half-made remains that were removed."""
+
+    adopted: tuple[SandboxId, ...]
+    settled: tuple[SandboxId, ...]
+    removed: tuple[SandboxId, ...]
+
+
+def adopt(context: Context) -> Adoption:
+    """Bring journal and kernel into agreement; safe beside running commands, and quick when there is nothing to do."""
+    adopted: list[SandboxId] = []
+    settled: list[SandboxId] = []
+    removed: list[SandboxId] = []
+    records = {record.id: record for record in context.journal.all()}
+    for record in records.values():
+        if record.phase in ALIVE and is_alive(context, record):
+            adopted.append(record.id)
+        elif record.phase in ALIVE:
+            with contextlib.suppress(LockTimeout, SandboxNotFound), _idle(context, record.id):
+                (removed if _settle(context, record.id) else settled).append(record.id)
+    for sandbox in _strangers(context, records):
+        with contextlib.suppress(LockTimeout), _idle(context, sandbox):
+            _remove_remains(context, sandbox)
+            removed.append(sandbox)
+    return Adoption(tuple(adopted), tuple(settled), tuple(removed))
+
+
+def _idle(context: Context, sandbox: SandboxId) -> contextlib.AbstractContextManager[None]:
+    return locked(context.lock(sandbox), timeout=0, what=f"sandbox {sandbox}")
+
+
+def _settle(context: Context, sandbox: SandboxId) -> bool:
+    """Settle a dead record; True if it was never alive and was removed whole."""
+    record = context.journal.find(sandbox)
+    if record.phase is Phase.CREATING and not record.keeper_pid:
+        _remove_remains(context, sandbox)
+        return True
+    if record.phase in ALIVE and not is_alive(context, record):
+        settle(context, record)
+    return False
+
+
+def _strangers(context: Context, records: dict[SandboxId, Record]) -> list[SandboxId]:
+    """Sandboxes with cgroups or directories whose record does not say that they run (or that they are at all)."""
+    groups = list_groups(context.layout, context.tag)
+    alive = {record.id for record in records.values() if record.phase in ALIVE}
+    directories = context.home / "sandboxes"
+    kept = {SandboxId(path.name) for path in directories.iterdir()} if directories.is_dir() else set[SandboxId]()
+    return sorted((groups - alive) | (kept - set(records)))
+
+
+def _remove_remains(context: Context, sandbox: SandboxId) -> None:
+    try:
+        record = context.journal.find(sandbox)
+    except SandboxNotFound:
+        record = None
+    if record is not None and record.phase in ALIVE and is_alive(context, record):
+        return  # restored since we looked
+    cgroup = context.cgroup(sandbox)
+    cgroup.kill_all()
+    cgroup.remove()
+    if record is None or record.phase is Phase.CREATING:
+        if record is not None:
+            take_down(context, record, phase=Phase.LOST, why="never started")
+            context.journal.remove(sandbox)
+        remove_tree(context.directory(sandbox))
+        context.lock(sandbox).unlink(missing_ok=True)
+        context.link_lock(sandbox).unlink(missing_ok=True)
+        return
+    for generation in context.directory(sandbox).iterdir():
+        if generation.name != str(record.generation):
+            remove_tree(generation)

@@ -1,0 +1,96 @@
+"""What every operation on a sandbox is given: built once by `node`, never by the operations themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from thawbox.config import Settings
+from thawbox.engines import Engine
+from thawbox.host.cgroup import Cgroup
+from thawbox.host.cgroup_layout import Layout
+from thawbox.host.files import locked, private_directory
+from thawbox.model import SandboxId
+from thawbox.sandbox.journal import Journal
+from thawbox.store import Compat, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """Our built programs: init runs inside sandboxes, the launcher makes namespaces, criu dumps and restores."""
+
+    init: Path
+    launcher: Path
+    criu: Path
+
+
+@dataclass(frozen=True)
+class Context:
+    """The parts of one node. `tag` tells this node's cgroups and network devices from another node's.
+
+    `seccomp_filter` is a raw BPF program, `capabilities` a bit mask.
+    """
+
+    settings: Settings
+    journal: Journal
+    store: Store
+    engine: Engine
+    layout: Layout
+    programs: Programs
+    capabilities: int
+    seccomp_filter: bytes
+    tag: str
+    boot_id: str
+    now: Callable[[], float]
+
+    @property
+    def home(self) -> Path:
+        return self.settings.home
+
+    @property
+    def rootfs_cache(self) -> Path:
+        return private_directory(self.home / "rootfs")
+
+    def directory(self, sandbox: SandboxId) -> Path:
+        """Where a sandbox's writable layers lie, one directory per generation."""
+        return self.home / "sandboxes" / sandbox
+
+    def cgroup(self, sandbox: SandboxId) -> Cgroup:
+        return Cgroup(self.layout, self.tag, sandbox)
+
+    @contextlib.contextmanager
+    def exclusive(self, sandbox: SandboxId) -> Iterator[None]:
+        """One change at a time to one sandbox, across processes; raises LockTimeout."""
+        with locked(self.lock(sandbox), timeout=self.settings.lock_timeout, what=f"sandbox {sandbox}"):
+            yield
+
+    def lock(self, sandbox: SandboxId) -> Path:
+        """The lock that `exclusive` takes."""
+        return private_directory(self.home / "locks") / sandbox
+
+    def link_lock(self, sandbox: SandboxId) -> Path:
+        """The lock that keeps connections to a sandbox's init and its dumps apart."""
+        return private_directory(self.home / "locks") / f"{sandbox}.link"
+
+    @cached_property
+    def machine(self) -> Compat:
+        """The facts of this machine that a snapshot is bound to, less its rootfs."""
+        return Compat(
+            arch=platform.machine(),
+            kernel=platform.release(),
+            engine=f"{self.engine.name} {self.engine.version()}",
+            cpu_features=_cpu_features(),
+        )
+
+
+def _cpu_features() -> tuple[str, ...]:
+    """The CPU's flags as the kernel lists them, sorted; x86 calls them flags, ARM Features."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in {"flags", "Features"}:
+            return tuple(sorted(value.split()))
+    return ()

@@ -1,0 +1,239 @@
+"""`Sandbox` and `Snapshot`: what a caller holds. Each verb locks, looks, acts, and brings the journal up to date."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+from thawbox.errors import InvalidTransition, SandboxNotFound
+from thawbox.host.cgroup import Stats
+from thawbox.host.identity import lookup_user
+from thawbox.host.init_client import Completed, ExecRefused, ExecSession
+from thawbox.host.init_log import LogCursor, LogRecord, follow_log, read_log
+from thawbox.host.init_wire import ExecRequest, SessionId, Terminal
+from thawbox.host.reach import connect_within
+from thawbox.lifecycle import ALIVE, Verb, next_phase
+from thawbox.model import Phase, SandboxId, SnapshotId, Spec
+from thawbox.sandbox import checkpointing, ending, restoring
+from thawbox.sandbox.checkpointing import CheckpointReport
+from thawbox.sandbox.context import Context
+from thawbox.sandbox.journal import Record
+from thawbox.sandbox.links import open_link
+from thawbox.sandbox.observe import observe
+from thawbox.sandbox.restoring import RestoreTimes
+from thawbox.sandbox.shells import log_directory, root_layers
+from thawbox.store import Record as Stored
+
+PARALLEL_RESTORES = max(2, os.cpu_count() or 1)
+"""Clones made at a time: a restore keeps one core busy, and waits little."""
+
+
+class Sandbox:
+    """A sandbox of this node. As a context manager it is removed, processes and files, at the end of the block."""
+
+    def __init__(self, context: Context, record: Record) -> None:
+        self._context = context
+        self._record = record
+        self.id: SandboxId = record.id
+        self.name: str = record.name
+
+    def __repr__(self) -> str:
+        return f"<Sandbox {self.name} ({self.id}), {self._record.phase.value}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(SandboxNotFound):
+            self.remove(force=True)
+
+    @property
+    def record(self) -> Record:
+        """The journal's record, brought up to date; raises SandboxNotFound once it was removed."""
+        self._record = observe(self._context, self._context.journal.find(self.id))
+        return self._record
+
+    @property
+    def state(self) -> Phase:
+        """Where in its life the sandbox is, as seen now."""
+        return self.record.phase
+
+    @property
+    def spec(self) -> Spec:
+        return self._record.spec
+
+    # --- what is done to it -----------------------------------------------------------------------------------
+
+    def checkpoint(
+        self, *, stop: bool = False, name: str = "", labels: Mapping[str, str] | None = None
+    ) -> Snapshot:
+        """Make a durable snapshot; with `stop` the sandbox does not run on. Raises InvalidTransition, DumpFailed."""
+        with self._change() as record:
+            self._record, report = checkpointing.checkpoint(
+                self._context, record, stop=stop, name=name, labels=labels
+            )
+        return Snapshot(self._context, report.id, report=report)
+
+    def fork(self, count: int = 1, *, name: str = "") -> list[Sandbox]:
+        """Checkpoint and make `count` clones of it, which run beside the original."""
+        return self.checkpoint().clones(count, name=name)
+
+    def freeze(self) -> None:
+        """Stop every task until `thaw`: memory is held, no CPU is used."""
+        with self._change() as record:
+            after = next_phase(record.phase, Verb.FREEZE, who=record.name)
+            if after is record.phase:
+                return
+            with checkpointing.without_connections(self._context, record):
+                self._context.cgroup(self.id).freeze()
+                self._update(replace(record, phase=after))
+
+    def thaw(self) -> None:
+        """Let every task run again."""
+        with self._change() as record:
+            after = next_phase(record.phase, Verb.THAW, who=record.name)
+            self._context.cgroup(self.id).thaw()
+            self._update(replace(record, phase=after))
+
+    def stop(self, *, timeout: float | None = None) -> None:
+        """End the main program by SIGTERM, after `timeout` seconds (default: the setting) by SIGKILL."""
+        seconds = self._context.settings.stop_timeout if timeout is None else timeout
+        with self._change() as record:
+            self._record = ending.stop(self._context, record, timeout=seconds)
+
+    def remove(self, *, force: bool = False) -> None:
+        """Remove an ended sandbox and its files; `force` kills a running one first. Its snapshots stay."""
+        with self._change() as record:
+            ending.remove(self._context, record, force=force)
+
+    # --- what is done inside it -------------------------------------------------------------------------------
+
+    def exec(
+        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, user: str = "", workdir: str = "",
+        terminal: Terminal | None = None, stdin: bool = False, detach: bool = False,
+    ) -> ExecSession | SessionId | ExecRefused:  # fmt: skip
+        """Start a program inside. An ExecSession streams it; with `detach` it belongs to the sandbox alone.
+
+        A program that cannot be started gives ExecRefused. Raises InvalidTransition when the sandbox does not run.
+        """
+        record = self.record
+        next_phase(record.phase, Verb.EXEC, who=record.name)
+        account = lookup_user(root_layers(self._context, record), user or record.spec.user)
+        request = ExecRequest(
+            argv=tuple(argv), env={"HOME": account.home, **(env or {})}, uid=account.uid, gid=account.gid,
+            groups=account.groups, cwd=workdir or record.spec.workdir, terminal=terminal, stdin=stdin, detach=detach,
+        )  # fmt: skip
+        with open_link(self._context, record) as link:
+            return link.exec(request)
+
+    def run(self, *argv: str, stdin: bytes = b"", user: str = "") -> Completed | ExecRefused:
+        """Run a program inside to its end and collect what it prints."""
+        session = self.exec(argv, stdin=True, user=user)
+        if isinstance(session, ExecSession):
+            with session:
+                return session.communicate(stdin)
+        assert isinstance(session, ExecRefused)  # noqa: S101 - a session id comes only with `detach`
+        return session
+
+    def connect(self, port: int, *, timeout: float = 10.0) -> socket.socket:
+        """A TCP connection to a port of the sandbox's loopback, whatever network it has."""
+        record = self.record
+        if record.phase not in ALIVE:
+            raise InvalidTransition(f"{record.name} is {record.phase.value}: nothing listens in it")
+        return connect_within(record.keeper_pid, port, timeout=timeout)
+
+    def logs(self, *, after: LogCursor | None = None, follow: bool = False) -> Iterator[LogRecord]:
+        """What the main program printed, oldest first, from `after` on; with `follow` until the sandbox ends."""
+        directory = self._log_directory()
+        try:
+            if follow:
+                yield from follow_log(directory, after=after, stop=lambda: self.state not in ALIVE)
+            else:
+                yield from read_log(directory, after=after)
+        finally:
+            os.close(directory)
+
+    # --- what is known of it ----------------------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """Memory, CPU and tasks now; raises SandboxNotFound when it does not run."""
+        return self._context.cgroup(self.id).stats()
+
+    def _log_directory(self) -> int:
+        path = log_directory(self._context, self.record)
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[Record]:
+        with self._context.exclusive(self.id):
+            yield self.record
+
+    def _update(self, record: Record) -> None:
+        self._context.journal.update(record)
+        self._record = record
+
+
+class Snapshot:
+    """A snapshot of this node's store. `report` is there when this process has just made it."""
+
+    def __init__(self, context: Context, snapshot: SnapshotId, *, report: CheckpointReport | None = None) -> None:
+        self._context = context
+        self.id: SnapshotId = snapshot
+        self.report = report
+
+    def __repr__(self) -> str:
+        return f"<Snapshot {self.id[:12]}>"
+
+    @property
+    def stored(self) -> Stored:
+        """Its manifest, names, labels and sizes; raises SnapshotNotFound once it was removed."""
+        return self._context.store.record(self.id)
+
+    def restore(self) -> tuple[Sandbox, RestoreTimes]:
+        """Bring the very sandbox back that this snapshot was made of. Raises InvalidTransition while it runs."""
+        record, times = restoring.restore(self._context, self.id)
+        return Sandbox(self._context, record), times
+
+    def clone(self, *, name: str = "") -> Sandbox:
+        """A new sandbox, with a new identity, that goes on from this snapshot."""
+        return self.clone_timed(name=name)[0]
+
+    def clone_timed(self, *, name: str = "") -> tuple[Sandbox, RestoreTimes]:
+        record, times = restoring.clone(self._context, self.id, name=name)
+        return Sandbox(self._context, record), times
+
+    def clones(self, count: int, *, name: str = "") -> list[Sandbox]:
+        """`count` clones at once; if one fails, all are removed and its error is raised."""
+        return [sandbox for sandbox, _ in self.clones_timed(count, name=name)]
+
+    def clones_timed(
+        self, count: int, *, name: str = "", progress: Callable[[], None] | None = None
+    ) -> list[tuple[Sandbox, RestoreTimes]]:
+        names = [name] if count == 1 else [f"{name}-{number}" if name else "" for number in range(1, count + 1)]
+        made: list[tuple[Sandbox, RestoreTimes]] = []
+        with ThreadPoolExecutor(PARALLEL_RESTORES, "thawbox-clone") as threads:
+            futures = [threads.submit(self.clone_timed, name=one) for one in names]
+            failure: BaseException | None = None
+            for future in futures:
+                try:
+                    made.append(future.result())
+                except BaseException as error:
+                    failure = failure or error
+                    for other in futures:
+                        other.cancel()
+                if progress is not None:
+                    progress()
+        if failure is not None:
+            for sandbox, _ in made:
+                sandbox.remove(force=True)
+            raise failure
+        return made
+

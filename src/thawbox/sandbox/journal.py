@@ -1,0 +1,158 @@
+"""The journal: what this node owns, in SQLite (WAL). The next start adopts from it and cleans up after the dead.
+
+Rule 1: a record is written before the thing it names is made, and removed after the thing is gone.
+Rule 2: a process is named by pid, start time and boot: a pid alone is reused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import sqlite3
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+
+from thawbox.errors import InvalidRequest, SandboxNotFound, Unavailable
+from thawbox.host.rootfs import RootfsKind
+from thawbox.model import Phase, SandboxId, SnapshotId, Spec
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS sandboxes (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    address TEXT UNIQUE,
+    record BLOB NOT NULL
+) STRICT;
+"""
+_BUSY_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Everything about one sandbox that must outlive the process that made it.
+
+    `keeper_pid`, `keeper_started` (clock ticks after boot) and `boot_id` name pid 1 of its namespaces. `generation`
+    is the directory of the present writable layer; `layers` are the digests of the frozen ones beneath it, per
+    overlay, base first. `machine_id` and `hostname` are its identity: kept by a restore, new in a clone.
+    """
+
+    id: SandboxId
+    name: str
+    spec: Spec
+    phase: Phase
+    created_at: float
+    hostname: str
+    machine_id: str
+    generation: int = 0
+    keeper_pid: int = 0
+    keeper_started: int = 0
+    boot_id: str = ""
+    address: str = ""
+    rootfs_kind: RootfsKind = RootfsKind.SYSTEM
+    rootfs_digest: str = ""
+    parent_snapshot: SnapshotId | None = None
+    layers: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    ended_at: float | None = None
+    ended_why: str = ""
+
+
+class Journal:
+    """Records of the sandboxes of one node. Safe to use from several threads and processes."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def add(self, record: Record) -> None:
+        """Write a new record; raises InvalidRequest when its name is taken."""
+        with self._transaction():
+            self._insert(record)
+
+    def add_with_address(self, record: Record, subnet: str) -> Record:
+        """Write a new record under a free address of `subnet`, and return it; raises Unavailable when none is left."""
+        with self._transaction():
+            taken = {row[0] for row in self._db.execute("SELECT address FROM sandboxes WHERE address IS NOT NULL")}
+            record = replace(record, address=_free_address(subnet, taken))
+            self._insert(record)
+        return record
+
+    def update(self, record: Record) -> None:
+        """Replace the record of the same id; raises SandboxNotFound when it was removed meanwhile."""
+        with self._transaction():
+            changed = self._db.execute(
+                "UPDATE sandboxes SET name = ?, address = ?, record = ? WHERE id = ?",
+                (record.name, record.address or None, msgspec.json.encode(record), record.id),
+            )
+            if not changed.rowcount:
+                raise SandboxNotFound(f"sandbox {record.id} is not in the journal")
+
+    def remove(self, sandbox: SandboxId) -> None:
+        with self._transaction():
+            self._db.execute("DELETE FROM sandboxes WHERE id = ?", (sandbox,))
+
+    def find(self, reference: str) -> Record:
+        """The record with this name, id, or unambiguous beginning of an id; raises SandboxNotFound."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT record FROM sandboxes WHERE name = ?1 OR id = ?1 LIMIT 1", (reference,)
+            ).fetchall() or (
+                self._db.execute(
+                    "SELECT record FROM sandboxes WHERE substr(id, 1, length(?1)) = ?1 LIMIT 2", (reference,)
+                ).fetchall()
+                if len(reference) >= 6 and "\0" not in reference
+                else []
+            )
+        if len(rows) > 1:
+            raise InvalidRequest(f"{reference!r} is the beginning of several sandbox ids", remediation="give more of it")
+        if not rows:
+            raise SandboxNotFound(f"there is no sandbox {reference[:80]!r} on this node")
+        return msgspec.json.decode(rows[0][0], type=Record)
+
+    def all(self) -> list[Record]:
+        """Every record, oldest first."""
+        with self._lock:
+            rows = self._db.execute("SELECT record FROM sandboxes").fetchall()
+        return sorted((msgspec.json.decode(row[0], type=Record) for row in rows), key=lambda record: record.created_at)
+
+    def _insert(self, record: Record) -> None:
+        try:
+            self._db.execute(
+                "INSERT INTO sandboxes (id, name, address, record) VALUES (?, ?, ?, ?)",
+                (record.id, record.name, record.address or None, msgspec.json.encode(record)),
+            )
+        except sqlite3.IntegrityError as error:
+            what = f"address {record.address}" if "address" in str(error) else f"name {record.name!r}"
+            raise InvalidRequest(
+                f"the {what} is taken by another sandbox", remediation="choose another, or `thawbox rm` that sandbox"
+            ) from None
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+
+def _free_address(subnet: str, taken: set[str]) -> str:
+    network = ipaddress.ip_network(subnet)
+    hosts = network.hosts()
+    next(hosts)  # the node's own end
+    for address in hosts:
+        if str(address) not in taken:
+            return str(address)
+    raise Unavailable(f"every address of {subnet} is in use", remediation="remove sandboxes or set THAWBOX_SUBNET")

@@ -1,0 +1,97 @@
+"""Seeing what became of a sandbox: the journal says what was, /proc and the cgroup say what is."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from thawbox.host.proc import start_time
+from thawbox.lifecycle import ALIVE, Verb, next_phase
+from thawbox.model import Phase
+from thawbox.sandbox.context import Context
+from thawbox.sandbox.journal import Record
+from thawbox.sandbox.shells import remove_remains, upper_directory
+from thawbox.sandbox.uppers import PRIVATE
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How the main program ended: `status` as a shell shows it (128 + signal), `why` in words."""
+
+    status: int | None
+    why: str
+
+
+def is_alive(context: Context, record: Record) -> bool:
+    """Whether the very process that the journal names as pid 1 of the sandbox still runs."""
+    return (
+        record.boot_id == context.boot_id
+        and record.keeper_pid > 0
+        and start_time(record.keeper_pid) == record.keeper_started
+    )
+
+
+def observe(context: Context, record: Record) -> Record:
+    """The record as it is now, the journal brought up to date, and the remains of a dead sandbox removed.
+
+    Call it under the sandbox's lock when the answer decides something; without, it is what was true a moment ago.
+    """
+    if record.phase not in ALIVE:
+        return record
+    if is_alive(context, record):
+        return record
+    if record.phase is Phase.CREATING and not record.keeper_pid:
+        return record  # somebody is making it, or died doing so: `adopt` tells them apart by the lock
+    return settle(context, record)
+
+
+def settle(context: Context, record: Record) -> Record:
+    """Record the end of a sandbox whose pid 1 is gone, and remove what it left in the kernel."""
+    ending = ending_of(context, record)
+    remove_remains(context, record)
+    verb = Verb.EXIT if ending.status is not None else Verb.DIED
+    settled = replace(
+        record, phase=next_phase(record.phase, verb, who=record.name), keeper_pid=0, keeper_started=0,
+        ended_at=context.now(), ended_why=ending.why,
+    )  # fmt: skip
+    context.journal.update(settled)
+    return settled
+
+
+class _Exit(msgspec.Struct):
+    """What init leaves in `/.thawbox/exit` (native/init/PROTOCOL.md)."""
+
+    status: int
+    signal: int
+    cause: str = ""
+
+
+def ending_of(context: Context, record: Record) -> Ending:
+    """What is known about why a dead sandbox died."""
+    ended = _read_exit(upper_directory(context, record, "root") / PRIVATE / "exit")
+    if ended is not None and ended.signal:
+        return Ending(128 + ended.signal, f"its program was killed by {_signal_name(ended.signal)}")
+    if ended is not None:
+        return Ending(ended.status, ended.cause or f"its program exited with {ended.status}")
+    if record.boot_id != context.boot_id:
+        return Ending(None, "the machine was restarted")
+    if context.cgroup(record.id).oom_kills():
+        return Ending(None, "out of memory: the kernel killed it at its memory limit")
+    return Ending(None, "its processes were killed from outside")
+
+
+def _read_exit(path: Path) -> _Exit | None:
+    try:
+        return msgspec.json.decode(path.read_bytes()[:4096], type=_Exit)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,118 @@
+"""When a sandbox is ready: its init answers, and then whatever the spec's `ready` asks for."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import time
+import urllib.parse
+from collections.abc import Callable
+
+from thawbox.errors import NotFound, StartFailed
+from thawbox.host.init_client import Exited, ExecSession
+from thawbox.host.init_log import read_log
+from thawbox.host.init_wire import ExecRequest
+from thawbox.host.reach import connect_within
+from thawbox.lifecycle import ALIVE
+from thawbox.sandbox.context import Context
+from thawbox.sandbox.journal import Record
+from thawbox.sandbox.links import open_link
+from thawbox.sandbox.observe import observe
+from thawbox.sandbox.shells import log_directory
+
+FIRST_PAUSE = 0.0005
+LONGEST_PAUSE = 0.05
+PROBE_TIMEOUT = 5.0
+
+
+def wait_ready(context: Context, record: Record) -> None:
+    """Return once the sandbox is ready; raises StartFailed when it ends, or is not ready after `ready_timeout`."""
+    deadline = time.monotonic() + record.spec.ready_timeout
+    probe = _probe(context, record)
+    pause = FIRST_PAUSE
+    while not probe():
+        seen = observe(context, record)
+        if seen.phase not in ALIVE:
+            raise StartFailed(
+                f"{record.name} ended before it was ready: {seen.ended_why}", remediation=f"see `thawbox logs {record.name}`"
+            )
+        if time.monotonic() > deadline:
+            what = f"its probe {record.spec.ready!r}" if record.spec.ready else "its init"
+            raise StartFailed(
+                f"{record.name} runs, but {what} did not answer within {record.spec.ready_timeout:g} s",
+                remediation=f"see `thawbox logs {record.name}`, or raise --ready-timeout",
+            )
+        time.sleep(pause)  # nothing to wait on: the program may become ready in any way
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _probe(context: Context, record: Record) -> Callable[[], bool]:
+    kind, _, rest = record.spec.ready.partition(":")
+    if kind == "tcp":
+        return lambda: _tcp_answers(record, int(rest))
+    if kind == "http":
+        return lambda: _http_answers(record, record.spec.ready)
+    if kind == "log":
+        return lambda: _log_holds(context, record, rest.encode())
+    if kind == "cmd":
+        return lambda: _command_succeeds(context, record, rest)
+    return lambda: init_answers(context, record)
+
+
+def init_answers(context: Context, record: Record) -> bool:
+    """Whether the sandbox's init answers a ping now."""
+    try:
+        with open_link(context, record, timeout=PROBE_TIMEOUT) as link:
+            link.ping()
+    except (NotFound, OSError):
+        return False
+    return True
+
+
+def _tcp_answers(record: Record, port: int) -> bool:
+    try:
+        connect_within(record.keeper_pid, port, timeout=PROBE_TIMEOUT).close()
+    except (NotFound, OSError):
+        return False
+    return True
+
+
+def _http_answers(record: Record, url: str) -> bool:
+    parts = urllib.parse.urlsplit(url)
+    port = parts.port or 80
+    connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", port, timeout=PROBE_TIMEOUT)
+    try:
+        connection.sock = connect_within(record.keeper_pid, port, timeout=PROBE_TIMEOUT)
+        connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
+        return 200 <= connection.getresponse().status < 400
+    except (NotFound, OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _log_holds(context: Context, record: Record, text: bytes) -> bool:
+    directory = os.open(log_directory(context, record), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    seen = b""
+    try:
+        for entry in read_log(directory):
+            seen = seen[-len(text) :] + entry.content
+            if text in seen:
+                return True
+    finally:
+        os.close(directory)
+    return False
+
+
+def _command_succeeds(context: Context, record: Record, command: str) -> bool:
+    request = ExecRequest(("/bin/sh", "-c", command))
+    try:
+        with open_link(context, record, timeout=PROBE_TIMEOUT) as link:
+            session = link.exec(request)
+            if not isinstance(session, ExecSession):
+                return False
+            with session:
+                outcome = session.communicate().outcome
+                return isinstance(outcome, Exited) and outcome.exit_status == 0
+    except (NotFound, OSError):
+        return False

@@ -1,0 +1,153 @@
+"""Restore and clone: a snapshot's images brought to life inside a shell that was prepared for them.
+
+Rule 1: a restore keeps id, name, address, limits and identity; a clone gets new ones. Nothing else differs.
+Rule 2: until the tree runs, the journal still tells what was before; a failure leaves exactly that.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from thawbox.engines import Place
+from thawbox.errors import SandboxNotFound
+from thawbox.host.files import remove_tree
+from thawbox.host.namespaces import destroy_shell
+from thawbox.lifecycle import Verb, next_phase
+from thawbox.model import Net, Phase, SnapshotId, checked_name
+from thawbox.sandbox.body import Body, read_body
+from thawbox.sandbox.context import Context
+from thawbox.sandbox.identity import new_identity
+from thawbox.sandbox.journal import Record
+from thawbox.sandbox.observe import observe
+from thawbox.sandbox.readiness import wait_ready
+from thawbox.sandbox.shells import generation_directory, raise_shell, remove_remains, rootfs_of
+from thawbox.store import Fetched, check_compat
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreTimes:
+    """Milliseconds from the call until the tree ran, and until the sandbox answered."""
+
+    restore_ms: float
+    ready_ms: float
+
+
+def restore(context: Context, snapshot: SnapshotId) -> tuple[Record, RestoreTimes]:
+    """Bring the sandbox that a snapshot was made of back, under the same id, name, address and limits.
+
+    Raises InvalidTransition while it still runs, Incompatible, IntegrityError, RestoreFailed; then nothing changed.
+    """
+    begun = time.perf_counter()
+    fetched = context.store.fetch(snapshot)
+    body = read_body(fetched.manifest.body, snapshot=snapshot)
+    with context.exclusive(body.sandbox):
+        before = _record_before(context, body)
+        base = before if before is not None else _record_from(context, body)
+        planned = replace(
+            base, spec=body.spec, hostname=body.hostname, machine_id=body.machine_id,
+            phase=next_phase(base.phase, Verb.RESTORE, who=base.name), generation=base.generation + 1,
+            ended_at=None, ended_why="",
+        )  # fmt: skip
+        with ExitStack() as undo:
+            if before is None:
+                context.journal.add(planned)
+                undo.callback(context.journal.remove, planned.id)
+            record = _bring_to_life(context, planned, fetched, undo, established=True)
+            context.journal.update(record)
+            undo.pop_all()
+        if before is not None:
+            remove_tree(generation_directory(context, before))
+        return record, _times(context, record, begun)
+
+
+def clone(
+    context: Context, snapshot: SnapshotId, *, name: str = "", keep_connections: bool | None = None
+) -> tuple[Record, RestoreTimes]:
+    """A new sandbox from a snapshot, with a new id, name, hostname, machine id and address.
+
+    Raises Incompatible, IntegrityError, RestoreFailed; nothing is left of it then.
+    """
+    begun = time.perf_counter()
+    fetched = context.store.fetch(snapshot)
+    body = read_body(fetched.manifest.body, snapshot=snapshot)
+    identity = new_identity(name, like=body.name)
+    planned = Record(
+        id=identity.id, name=identity.name, spec=replace(body.spec, name=identity.name, publish=()),
+        phase=Phase.CREATING, created_at=context.now(), hostname=identity.hostname, machine_id=identity.machine_id,
+    )  # fmt: skip
+    established = body.spec.net is Net.NONE if keep_connections is None else keep_connections
+    with context.exclusive(planned.id), ExitStack() as undo:
+        planned = add_record(context, planned)
+        undo.callback(context.journal.remove, planned.id)
+        record = _bring_to_life(context, planned, fetched, undo, established=established)
+        context.journal.update(record)
+        undo.pop_all()
+        return record, _times(context, record, begun)
+
+
+def add_record(context: Context, record: Record) -> Record:
+    """Write a new record, with an address where its network needs one."""
+    if record.spec.net is Net.NAT:
+        return context.journal.add_with_address(record, context.settings.subnet)
+    context.journal.add(record)
+    return record
+
+
+def _record_before(context: Context, body: Body) -> Record | None:
+    try:
+        return observe(context, context.journal.find(body.sandbox))
+    except SandboxNotFound:
+        return None
+
+
+def _record_from(context: Context, body: Body) -> Record:
+    """The record of a sandbox that this node no longer has, or never had."""
+    return Record(
+        id=body.sandbox, name=checked_name(body.name), spec=body.spec, phase=Phase.SUSPENDED,
+        created_at=context.now(), hostname=body.hostname, machine_id=body.machine_id, address=body.address,
+    )  # fmt: skip
+
+
+def _bring_to_life(
+    context: Context, planned: Record, fetched: Fetched, undo: ExitStack, *, established: bool
+) -> Record:
+    manifest = fetched.manifest
+    body = read_body(manifest.body, snapshot=fetched.id)
+    rootfs = rootfs_of(context, body.spec, body.rootfs_kind, digest=manifest.compat.rootfs)
+    check_compat(
+        manifest.compat, replace(context.machine, rootfs=rootfs.digest), what=f"snapshot {fetched.id[:12]}"
+    )
+    holder = f"sandbox:{planned.id}:{planned.generation}"
+    undo.callback(context.store.release, holder)
+    context.store.hold(holder, layers=[digest for digests in manifest.layers.values() for digest in digests])
+    record = replace(
+        planned, layers=dict(manifest.layers), rootfs_kind=rootfs.kind, rootfs_digest=rootfs.digest,
+        parent_snapshot=fetched.id, boot_id=context.boot_id,
+    )  # fmt: skip
+    shell = raise_shell(context, record, rootfs, start_init=False)
+    undo.callback(_take_down, context, record, shell.keeper)
+    record = replace(record, keeper_pid=shell.keeper, keeper_started=shell.started)
+    cgroup = context.cgroup(record.id)
+    place = Place(shell.keeper, cgroup_procs=(*cgroup.keeper_procs, *cgroup.tree_procs))
+    context.engine.restore(place, fetched.images[-1], before_resume=_nothing, established=established)
+    return replace(record, phase=next_phase(Phase.CREATING, Verb.STARTED, who=record.name))
+
+
+def _take_down(context: Context, record: Record, keeper: int) -> None:
+    destroy_shell(keeper)
+    remove_remains(context, record)
+    remove_tree(generation_directory(context, record))
+
+
+def _times(context: Context, record: Record, begun: float) -> RestoreTimes:
+    restored = time.perf_counter()
+    wait_ready(context, record)
+    return RestoreTimes((restored - begun) * 1000, (time.perf_counter() - begun) * 1000)
+
+
+def _nothing() -> None:
+    pass
+
+

@@ -1,0 +1,142 @@
+"""Bringing up and taking down what a sandbox lives in: directories, cgroups, network, namespaces.
+
+Rule 1: `raise_shell` leaves nothing when it fails; `remove_remains` may be called for anything, any number of times.
+Rule 2: the journal names a thing before it is made (see journal.py).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from thawbox.errors import Incompatible, StartFailed
+from thawbox.host import network
+from thawbox.host.cgroup_limits import Limits
+from thawbox.host.files import remove_tree
+from thawbox.host.mounts import OverlayMount, ShellPlan, shell_steps
+from thawbox.host.namespaces import destroy_shell, reap, start_shell
+from thawbox.host.proc import send_signal, start_time
+from thawbox.host.rootfs import Rootfs, RootfsKind, reopen, resolve
+from thawbox.model import Net, Spec
+from thawbox.sandbox.context import Context
+from thawbox.sandbox.journal import Record
+from thawbox.sandbox.uppers import PRIVATE, overlay_name, prepare_upper
+
+
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """A raised shell: pid 1 of its namespaces (host pid and start time) and its writable layers by overlay name."""
+
+    keeper: int
+    started: int
+    uppers: dict[str, Path]
+
+
+def generation_directory(context: Context, record: Record) -> Path:
+    return context.directory(record.id) / str(record.generation)
+
+
+def upper_directory(context: Context, record: Record, overlay: str) -> Path:
+    """The writable layer of the overlay called `root`, `usr`, …"""
+    return generation_directory(context, record) / overlay / "upper"
+
+
+def log_directory(context: Context, record: Record) -> Path:
+    """Where init of this sandbox keeps its log; whole there after a restore too, and when the sandbox is dead."""
+    return upper_directory(context, record, "root") / PRIVATE / "log"
+
+
+def rootfs_of(context: Context, spec: Spec, kind: RootfsKind, *, digest: str) -> Rootfs:
+    """The rootfs that a sandbox or snapshot was made over; raises Incompatible when this node has another."""
+    if kind is RootfsKind.DIRECTORY:
+        return resolve(spec.rootfs, context.rootfs_cache)
+    found = reopen(kind, digest, context.rootfs_cache) or resolve(spec.rootfs, context.rootfs_cache)
+    if found.digest != digest:
+        raise Incompatible(
+            f"it was made over another {spec.rootfs} rootfs ({digest[:12]}) than this node has ({found.digest[:12]})",
+            remediation="restore it on the node that made it, or bring that rootfs here",
+        )
+    return found
+
+
+def root_layers(context: Context, record: Record) -> tuple[Path, ...]:
+    """Every directory that makes up the sandbox's `/`, topmost first."""
+    rootfs = rootfs_of(context, record.spec, record.rootfs_kind, digest=record.rootfs_digest)
+    return (upper_directory(context, record, "root"), *_frozen_layers(context, record, "root"), *rootfs.root_lowers)
+
+
+def _frozen_layers(context: Context, record: Record, overlay: str) -> tuple[Path, ...]:
+    return tuple(context.store.layout.tree(digest) for digest in reversed(record.layers.get(overlay, ())))
+
+
+def raise_shell(context: Context, record: Record, rootfs: Rootfs, *, start_init: bool) -> Shell:
+    """Make the sandbox's directories, cgroups, network and namespaces; with `start_init`, its init and program run.
+
+    Raises StartFailed, InvalidSpec, Unsupported; everything made so far is then gone.
+    """
+    with ExitStack() as undo:
+        directory = generation_directory(context, record)
+        undo.callback(remove_tree, directory)
+        directory.mkdir(mode=0o700, parents=True)
+        overlays = tuple(_overlay(context, record, directory, overlay.mountpoint, overlay.lowers) for overlay in rootfs.overlays)
+        prepare_upper(context, record, rootfs, overlays[0].upper, overlays[0].lowers, fresh=start_init)
+        root = directory / "mount"
+        root.mkdir(mode=0o755)
+        cgroup = context.cgroup(record.id)
+        undo.callback(cgroup.remove)
+        cgroup.create(Limits(memory=record.spec.memory, cpus=record.spec.cpus, pids=record.spec.pids))
+        with os.fdopen(os.memfd_create("seccomp"), "wb") as compiled:
+            compiled.write(context.seccomp_filter)
+            compiled.flush()
+            filter_fd = compiled.fileno()
+            plan = ShellPlan(
+                root=root, overlays=overlays, hostname=record.hostname, keeper_procs=cgroup.keeper_procs,
+                tree_procs=cgroup.tree_procs, capabilities=context.capabilities, mounts=record.spec.mounts,
+                read_only=record.spec.read_only, filter_fd=filter_fd,
+                wait_for_network=record.spec.net is Net.NAT, start_init=start_init,
+            )  # fmt: skip
+            undo.callback(_remove_network, context, record)
+            keeper = start_shell(
+                context.programs.launcher, shell_steps(plan), filter_fd=filter_fd,
+                before_go=lambda pid: _add_network(context, record, pid),
+            )  # fmt: skip
+        undo.callback(destroy_shell, keeper)
+        started = start_time(keeper)
+        if started is None:
+            raise StartFailed("the sandbox ended before its program started", remediation="see `thawbox logs`")
+        undo.pop_all()
+        return Shell(keeper, started, {overlay_name(mount.target): mount.upper for mount in overlays})
+
+
+def _overlay(context: Context, record: Record, directory: Path, target: str, lowers: tuple[Path, ...]) -> OverlayMount:
+    name = overlay_name(target)
+    own = directory / name
+    for part in ("upper", "work"):
+        (own / part).mkdir(mode=0o755, parents=True)
+    return OverlayMount(target, _frozen_layers(context, record, name) + lowers, own / "upper", own / "work")
+
+
+def remove_remains(context: Context, record: Record) -> None:
+    """End every process of the sandbox and remove what the kernel holds of it; its files stay. Any number of times."""
+    if record.keeper_pid:
+        send_signal(record.keeper_pid, signal.SIGKILL, started=record.keeper_started)
+    cgroup = context.cgroup(record.id)
+    cgroup.kill_all()  # thaws what was frozen: a frozen task dies only then, and pid 1 waits for all of them
+    if record.keeper_pid:
+        reap(record.keeper_pid, block=False)
+    cgroup.remove()
+    _remove_network(context, record)
+
+
+def _add_network(context: Context, record: Record, keeper: int) -> None:
+    if record.spec.net is Net.NAT:
+        network.connect(context.tag, record.id, keeper, record.address, context.settings.subnet, record.spec.publish)
+
+
+def _remove_network(context: Context, record: Record) -> None:
+    if record.spec.net is Net.NAT:
+        network.disconnect(context.tag, record.id)
+

@@ -1,0 +1,61 @@
+"""Starting a new sandbox from a spec."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from thawbox.errors import InvalidSpec
+from thawbox.host.files import remove_tree
+from thawbox.host.rootfs import resolve
+from thawbox.lifecycle import Verb, next_phase
+from thawbox.model import Phase, Spec, check_spec
+from thawbox.sandbox.context import Context
+from thawbox.sandbox.identity import new_identity
+from thawbox.sandbox.journal import Record
+from thawbox.sandbox.readiness import wait_ready
+from thawbox.sandbox.restoring import add_record
+from thawbox.sandbox.shells import generation_directory, raise_shell, remove_remains
+from thawbox.sandbox.uppers import overlay_name
+
+
+def start(context: Context, spec: Spec) -> tuple[Record, float]:
+    """Run a new sandbox and return its record and the milliseconds until its program was started.
+
+    Returns once it is ready. Raises InvalidSpec, StartFailed, Unsupported; nothing is left of it then.
+    """
+    begun = time.perf_counter()
+    check_spec(spec)
+    for mount in spec.mounts:
+        if not Path(mount.source).exists():
+            raise InvalidSpec(f"the mount source {mount.source} does not exist", remediation="give an existing path")
+    rootfs = resolve(spec.rootfs, context.rootfs_cache)
+    command = spec.command or (*rootfs.defaults.entrypoint, *rootfs.defaults.command)
+    identity = new_identity(spec.name)
+    record = Record(
+        id=identity.id, name=identity.name, spec=replace(spec, name=identity.name, command=command),
+        phase=Phase.CREATING, created_at=context.now(), hostname=identity.hostname, machine_id=identity.machine_id,
+        rootfs_kind=rootfs.kind, rootfs_digest=rootfs.digest, boot_id=context.boot_id,
+        layers={overlay_name(overlay.mountpoint): () for overlay in rootfs.overlays},
+    )  # fmt: skip
+    with context.exclusive(record.id), ExitStack() as undo:
+        record = add_record(context, record)
+        undo.callback(context.journal.remove, record.id)
+        shell = raise_shell(context, record, rootfs, start_init=True)
+        record = replace(
+            record, keeper_pid=shell.keeper, keeper_started=shell.started,
+            phase=next_phase(record.phase, Verb.STARTED, who=record.name),
+        )  # fmt: skip
+        undo.callback(_take_down, context, record)
+        context.journal.update(record)
+        create_ms = (time.perf_counter() - begun) * 1000
+        wait_ready(context, record)
+        undo.pop_all()
+    return record, create_ms
+
+
+def _take_down(context: Context, record: Record) -> None:
+    remove_remains(context, record)
+    remove_tree(generation_directory(context, record))

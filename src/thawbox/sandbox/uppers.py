@@ -1,0 +1,117 @@
+"""The writable layer of a sandbox: what stands in it before the first program runs, and its copy in a snapshot."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+from thawbox.host.identity import Identity, lookup_user, write_identity
+from thawbox.host.init_wire import ExecRequest, encode_config
+from thawbox.host.rootfs import Rootfs
+from thawbox.host.trees import Copied, copy_layer
+from thawbox.model import Net
+from thawbox.sandbox.context import Context
+from thawbox.sandbox.journal import Record
+
+PRIVATE = ".thawbox"
+"""Init's own directory at the root of every sandbox: its program, configuration, socket, logs."""
+
+_DEVICE_LINKS = {
+    "fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+}  # fmt: skip
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+SANDBOX_ENVIRONMENT = {
+    "PATH": DEFAULT_PATH,
+    "LANG": "C.UTF-8",
+    # libuv asks for io_uring, which CRIU cannot freeze; seccomp refuses it, this saves the attempt
+    "UV_USE_IO_URING": "0",
+}
+
+
+def host_nameservers() -> tuple[str, ...]:
+    """The host's nameservers, less those on its own loopback, which a sandbox cannot reach."""
+    try:
+        lines = Path("/etc/resolv.conf").read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return ()
+    words = [line.split() for line in lines if line.startswith("nameserver")]
+    return tuple(word[1] for word in words if len(word) > 1 and not word[1].startswith(("127.", "::1")))
+
+
+def overlay_name(mountpoint: str) -> str:
+    """The word for an overlay in snapshots: `/` is `root`, `/usr` is `usr`."""
+    return mountpoint.strip("/").replace("/", "_") or "root"
+
+
+def prepare_upper(
+    context: Context, record: Record, rootfs: Rootfs, upper: Path, lowers: tuple[Path, ...], *, fresh: bool
+) -> None:
+    """Fill the new, empty writable layer of `/`: identity always; with `fresh`, also devices and init's directory."""
+    upper.chmod(0o755)
+    nameservers = host_nameservers() if record.spec.net is Net.NAT else ()
+    write_identity(upper, lowers, Identity(record.hostname, record.machine_id, record.address, nameservers))
+    if fresh:
+        _make_directories(upper)
+        _make_private(context, record, rootfs, upper / PRIVATE)
+    else:
+        _bring_log(lowers, upper / PRIVATE)
+
+
+def _bring_log(lowers: tuple[Path, ...], private: Path) -> None:
+    """Copy init's log files up: the log of a restored sandbox is whole in its own layer, readable when it is dead."""
+    private.mkdir(mode=0o700)
+    log = private / "log"
+    log.mkdir(mode=0o700)
+    seen: set[str] = set()
+    for lower in lowers:
+        below = lower / PRIVATE / "log"
+        if not below.is_dir():
+            continue
+        for file in below.iterdir():
+            if file.name not in seen and file.is_file() and not file.is_symlink():
+                shutil.copy2(file, log / file.name)
+            seen.add(file.name)
+
+
+def _make_directories(upper: Path) -> None:
+    for name, mode in (("proc", 0o555), ("sys", 0o555), ("dev", 0o755), ("dev/pts", 0o755), ("dev/shm", 0o1777)):
+        directory = upper / name
+        directory.mkdir(exist_ok=True)
+        directory.chmod(mode)
+    # What the rootfs itself has below /dev is hidden: an opaque directory.
+    os.setxattr(upper / "dev", "trusted.overlay.opaque", b"y")
+    for name, target in _DEVICE_LINKS.items():
+        (upper / "dev" / name).symlink_to(target)
+
+
+def _make_private(context: Context, record: Record, rootfs: Rootfs, private: Path) -> None:
+    spec = record.spec
+    user = lookup_user(rootfs.root_lowers, spec.user)
+    private.mkdir(mode=0o700)
+    (private / "log").mkdir(mode=0o700)
+    shutil.copyfile(context.programs.init, private / "init")
+    (private / "init").chmod(0o755)
+    environment = SANDBOX_ENVIRONMENT | rootfs.defaults.env | {"HOME": user.home} | spec.env
+    main = ExecRequest(
+        argv=spec.command, env=environment, uid=user.uid, gid=user.gid, groups=user.groups,
+        cwd=spec.workdir if spec.workdir != "/" else rootfs.defaults.workdir,
+    )  # fmt: skip
+    (private / "config").write_bytes(encode_config(main))
+
+
+def capture(uppers: dict[str, Path], into: Path) -> Copied:
+    """Copy every writable layer into `into/NAME`; called while no task of the sandbox can run."""
+    total = Copied()
+    for name, upper in uppers.items():
+        target = into / name
+        target.mkdir(mode=0o755)
+        copied = copy_layer(str(upper), str(target))
+        total.files += copied.files
+        total.bytes += copied.bytes
+    return total
+
+
