@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 
 from thawbox.errors import InvalidSpec, SandboxNotFound, Unavailable
 from thawbox.host.cgroup import Cgroup, list_groups, remove_node_group
-from thawbox.host.cgroup_layout import Layout, detect_layout
+from thawbox.host.cgroup_layout import Layout, Placement, detect_layout
 from thawbox.host.cgroup_limits import Limits
 from thawbox.model import SandboxId
 
@@ -36,14 +37,15 @@ def layout(request: pytest.FixtureRequest) -> Layout:
     return found.without("freezer")
 
 
-@pytest.fixture
-def cgroup(layout: Layout) -> Iterator[Cgroup]:
-    group = Cgroup(layout, f"test{secrets.token_hex(4)}", SandboxId(f"sb-{secrets.token_hex(6)}"))
+@pytest.fixture(params=list(Placement))
+def cgroup(request: pytest.FixtureRequest, layout: Layout) -> Iterator[Cgroup]:
+    tag, sandbox_id = f"test{secrets.token_hex(4)}", SandboxId(f"sb-{secrets.token_hex(6)}")
+    group = Cgroup(layout, tag, sandbox_id, request.param)
     yield group
     group.kill_all()
     group.remove()
-    remove_node_group(layout, group.node_tag)
-    assert not list_groups(layout, group.node_tag)
+    remove_node_group(layout, group.node_tag, group.placement)
+    assert not list_groups(layout, group.node_tag, group.placement)
 
 
 def start(cgroup: Cgroup, code: str, undo: ExitStack, *, tree: bool = True) -> subprocess.Popen[str]:
@@ -125,14 +127,14 @@ def test_a_group_in_use_is_neither_removed_nor_replaced(cgroup: Cgroup) -> None:
 def test_groups_left_by_a_crash_are_found_replaced_and_removed(cgroup: Cgroup) -> None:
     cgroup.create(Limits())
     (cgroup.freezer_dir / "left" / "deeper").mkdir(parents=True)
-    assert list_groups(cgroup.layout, cgroup.node_tag) == {cgroup.sandbox_id}
+    assert list_groups(cgroup.layout, cgroup.node_tag, cgroup.placement) == {cgroup.sandbox_id}
     cgroup.create(Limits())
     assert not (cgroup.freezer_dir / "left").exists()
-    remove_node_group(cgroup.layout, cgroup.node_tag)
+    remove_node_group(cgroup.layout, cgroup.node_tag, cgroup.placement)
     cgroup.open_existing()
     cgroup.remove()
     cgroup.remove()
-    assert not list_groups(cgroup.layout, cgroup.node_tag)
+    assert not list_groups(cgroup.layout, cgroup.node_tag, cgroup.placement)
 
 
 def test_gone_groups_say_so(cgroup: Cgroup) -> None:
@@ -177,10 +179,47 @@ def test_a_process_that_takes_too_much_is_killed_and_seen(cgroup: Cgroup) -> Non
         events.drain()
 
 
+def test_a_limit_below_what_is_in_use_is_refused_and_the_old_one_stays(cgroup: Cgroup) -> None:
+    seat = cgroup.layout.seat("memory")
+    if seat is None or seat.version == 2:
+        pytest.skip("version 2 reclaims and kills instead")
+    cgroup.create(Limits(memory=64 << 20))
+    with ExitStack() as undo:
+        program = start(cgroup, "held = b'x' * (24 << 20)\n" + TICKER, undo)
+        assert answers(program, within=10)
+        with pytest.raises(InvalidSpec, match="in use"):
+            cgroup.set_limits(Limits(memory=8 << 20))
+        assert cgroup.stats().memory_limit == 64 << 20
+        assert answers(program, within=10)
+
+
+def test_a_fork_bomb_is_killed_whole(cgroup: Cgroup) -> None:
+    cgroup.create(Limits(pids=40))
+    bomb = "import os\nwhile True:\n    try:\n        os.fork()\n    except BlockingIOError:\n        pass\n"
+    with ExitStack() as undo:
+        start(cgroup, bomb, undo)
+        cgroup.kill_all()
+        assert cgroup.pids() == frozenset()
+    cgroup.remove()
+
+
+def test_sandboxes_come_and_go_while_the_node_group_is_removed(cgroup: Cgroup) -> None:
+    def cycle(number: int) -> None:
+        mine = Cgroup(cgroup.layout, cgroup.node_tag, SandboxId(f"sb-{number:012x}"), cgroup.placement)
+        for _ in range(15):
+            mine.create(Limits(pids=10))
+            mine.open_existing()
+            mine.remove()
+            remove_node_group(cgroup.layout, cgroup.node_tag, cgroup.placement)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(cycle, range(4))) == [None] * 4
+
+
 def test_a_limit_the_kernel_refuses_leaves_nothing(cgroup: Cgroup) -> None:
     with pytest.raises(InvalidSpec):
         cgroup.create(Limits(pids=-5))
-    assert not list_groups(cgroup.layout, cgroup.node_tag)
+    assert not list_groups(cgroup.layout, cgroup.node_tag, cgroup.placement)
 
 
 def test_a_fork_over_the_limit_fails_inside(cgroup: Cgroup) -> None:
@@ -196,5 +235,5 @@ def test_creating_and_removing_leaves_no_group(cgroup: Cgroup) -> None:
     for _ in range(20):
         cgroup.create(Limits(memory=1 << 26, pids=10))
         cgroup.remove()
-    remove_node_group(cgroup.layout, cgroup.node_tag)
+    remove_node_group(cgroup.layout, cgroup.node_tag, cgroup.placement)
     assert {root: set(Path(root).iterdir()) for root in roots} == before

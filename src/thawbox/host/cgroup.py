@@ -259,16 +259,26 @@ class Cgroup:
     def _make_groups(self, hierarchy: Hierarchy) -> None:
         group = self._group(hierarchy)
         try:
-            group.parent.mkdir(exist_ok=True)
-            if hierarchy.version == 2:
-                wanted = [name for name in _CONTROLLERS if name in hierarchy.controllers]
-                for directory in (group.parent.parent, group.parent):
-                    _enable(directory, wanted)
-            group.mkdir()
+            self._make_group(hierarchy, group)
             if hierarchy == self.layout.seat(FREEZER):
                 (group / "tree").mkdir()
         except OSError as refused:
             raise _refusal(group, refused) from refused
+
+    def _make_group(self, hierarchy: Hierarchy, group: Path) -> None:
+        wanted = [name for name in _CONTROLLERS if name in hierarchy.controllers] if hierarchy.version == 2 else []
+        for left in reversed(range(10)):
+            try:
+                with contextlib.suppress(FileExistsError):  # exist_ok fails if it goes while it is looked at
+                    group.parent.mkdir()
+                for directory in (group.parent.parent, group.parent) if wanted else ():
+                    _enable(directory, wanted)
+                group.mkdir()
+            except FileNotFoundError:  # another command has just removed the node's empty group
+                if not left:
+                    raise
+            else:
+                return
 
     def _stats(self) -> Stats:
         memory, cpu, pids = (self.layout.seat(name) for name in ("memory", CPUACCT, "pids"))
