@@ -24,6 +24,7 @@ from thawbox.engines.criu_pages import memories
 ROOT = Path(__file__).parents[2]
 CRIU = Path(os.environ.get("THAWBOX_CRIU", ROOT / "native" / "build" / "bin" / "criu"))
 CHURN = ROOT / "tests" / "workloads" / "memory_churn.py"
+HUGE = ROOT / "tests" / "workloads" / "huge_pages.py"
 FIRST_PID = 3000
 NOT_MEMORY = ("[vvar", "[vdso]", "[vsyscall]", "[uprobes]")
 
@@ -198,11 +199,13 @@ def shrink(links: list[Path]) -> DeltaReport:
     return make_delta(images, parents, parent_link=f"../{parents[-1].name}") if parents else make_full(images)
 
 
-def record_chain(directory: Path, steps: int) -> tuple[list[Path], list[Snapshot], list[DeltaReport], str]:
+def record_chain(
+    directory: Path, steps: int, *, program: Path = CHURN
+) -> tuple[list[Path], list[Snapshot], list[DeltaReport], str]:
     """A chain of a churning tree: its images dirs, the memory frozen in each, what each delta saved, the nonce."""
     links, frozen, reports = list[Path](), list[Snapshot](), list[DeltaReport]()
     with shell() as first:
-        start(first, directory, CHURN)
+        start(first, directory, program)
         nonce = ask(directory, "nonce")
         for step in range(steps):
             ask(directory, f"step {step}")
@@ -271,6 +274,28 @@ def test_a_tree_restored_from_a_delta_is_the_parent_of_further_deltas(tmp_path: 
     after, answer = restored(links[-1], tmp_path)
     assert "\n".join(differences(before, after)) == ""
     assert answer == nonce
+
+
+@pytest.fixture
+def huge_pages() -> Iterator[None]:
+    setting = Path("/proc/sys/vm/nr_hugepages")
+    before = int(setting.read_text())
+    try:
+        setting.write_text(str(before + 16))
+        if int(setting.read_text()) < before + 16:
+            pytest.skip("this machine has no 32 MiB left in one piece for huge pages")
+        yield
+    finally:
+        setting.write_text(str(before))
+
+
+@pytest.mark.usefixtures("huge_pages")
+def test_huge_pages_restore_byte_for_byte_although_criu_never_reads_them_from_a_parent(tmp_path: Path) -> None:
+    links, frozen, reports, _ = record_chain(tmp_path, 3, program=HUGE)
+    assert reports[-1].in_parent, "the rest of the task is a delta"
+    for images, before in zip(links, frozen, strict=True):
+        after, _ = restored(images, tmp_path)
+        assert "\n".join(differences(before, after)) == ""
 
 
 def test_an_idle_tree_costs_nothing_and_is_clean_until_it_runs(tmp_path: Path) -> None:
