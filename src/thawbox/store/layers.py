@@ -60,6 +60,11 @@ class Scan:
     marks: tuple[Mark, ...]
 
 
+def shown(path: bytes) -> str:
+    """A path inside a layer as text that any message or JSON can hold."""
+    return path.decode("utf-8", "backslashreplace")
+
+
 def encode_index(index: Index) -> bytes:
     return msgspec.msgpack.encode(index)
 
@@ -128,7 +133,7 @@ def _walk(root: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
         path = pending.pop()
         if len(_join(root, path)) >= 4096:
             raise Unsupported(
-                f"a path of {len(path)} bytes below {os.fsdecode(path[:60])!r} is too long to be captured",
+                f"a path of {len(path)} bytes below {shown(path[:60])!r} is too long to be captured",
                 remediation="remove the deeply nested directories inside the sandbox",
             )
         found = os.lstat(_join(root, path))
@@ -186,7 +191,7 @@ def index_problems(wanted: Index, found: Index) -> list[tuple[str, str]]:
     causes.update({path: "is not in the index" for path in there})
     explained = {path.rpartition(b"/")[0] for path, cause in causes.items() if not cause.startswith(_DIFFERS)}
     only_time = f"{_DIFFERS} mtime_ns"
-    return [(os.fsdecode(path), cause) for path, cause in causes.items() if cause != only_time or path not in explained]
+    return [(shown(path), cause) for path, cause in causes.items() if cause != only_time or path not in explained]
 
 
 _DIFFERS = "differs from its index in"

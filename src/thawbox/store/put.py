@@ -143,7 +143,7 @@ class Committed:
 def commit(prepared: Prepared, layout: Layout, *, replaceable: frozenset[str]) -> Committed:
     """Rename the layers, then the snapshot, into place; the caller holds the shared lock and has checked the parts.
 
-    A stored layer whose digest is in `replaceable` is damaged and gives way to the new one.
+    A stored layer or snapshot that is named in `replaceable` is damaged and gives way to the new one.
     """
     trash = layout.snapshots / private_name("trash")
     trash.mkdir(mode=0o700)
@@ -159,6 +159,8 @@ def commit(prepared: Prepared, layout: Layout, *, replaceable: frozenset[str]) -
     for name in names_in(staging):
         if name not in SNAPSHOT_FILES:
             (staging / name).rename(trash / name)
+    if prepared.id in replaceable:
+        layout.snapshot(prepared.id).rename(trash / prepared.id)
     is_new = not layout.snapshot(prepared.id).is_dir()
     if is_new:
         rename_durably(staging, layout.snapshot(prepared.id))

@@ -147,11 +147,22 @@ class Store:
         return self.publish(prepared, names=names, labels=labels or {}, facts=facts)
 
     def publish(
-        self, prepared: Prepared, *, names: Iterable[str] = (), labels: Mapping[str, str] | None = None, facts: Facts
+        self,
+        prepared: Prepared,
+        *,
+        names: Iterable[str] = (),
+        labels: Mapping[str, str] | None = None,
+        facts: Facts,
+        replace_damaged: bool = False,
     ) -> Record:
-        """Commit a prepared snapshot: from here on it is listed. The last step of put, import and pull."""
+        """Commit a prepared snapshot: from here on it is listed. The last step of put, import and pull.
+
+        With `replace_damaged`, a snapshot that is here already, but damaged, gives way to this sound one.
+        """
         names = tuple(names)
         damaged = self._damaged_layers(prepared)
+        if replace_damaged and self.catalog.exists(prepared.id) and self.verify([prepared.id]):
+            damaged |= {prepared.id}
         with self.locked(shared=True):
             check_named_parts(prepared, self.catalog)
             self.refs.announce(
@@ -334,6 +345,10 @@ class Store:
             for snapshot in missing:
                 raise SnapshotNotFound(f"there is no snapshot {snapshot[:12]} in this store")
             return tuple(self._verifier.problems(there, deep=deep))
+
+    def layer_is_sound(self, digest: str) -> bool:
+        """Whether a layer is here and is what its digest says; hashed only if it was not since it last changed."""
+        return self.catalog.has_layer(digest) and self._verifier.layer_is_sound(digest)
 
     def least_recently_verified(self) -> SnapshotId | None:
         """The snapshot whose verification is oldest or unknown: what to verify next in the background."""

@@ -126,6 +126,9 @@ class Verifier:
                 found += [replace(problem, snapshot=snapshot) for problem in layers[digest]]
         return found
 
+    def layer_is_sound(self, digest: str) -> bool:
+        return not self._layer(SnapshotId(""), digest, deep=False)
+
     def _images(self, snapshot: SnapshotId, *, deep: bool) -> list[Problem]:
         directory = self.layout.snapshot(snapshot)
         if not deep and self.memory.recall(snapshot, directory) is not None:
