@@ -1,8 +1,8 @@
 """thawbox: snapshot, restore and clone running agent sandboxes on any Linux machine.
 
-    with thawbox.Node() as node, node.run(Spec(("python3", "agent.py"))) as sandbox:
-        snapshot = sandbox.checkpoint()
-        clone = snapshot.clone()
+with thawbox.Node() as node, node.run(Spec(("python3", "agent.py"))) as sandbox:
+    snapshot = sandbox.checkpoint()
+    clone = snapshot.clone()
 """
 
 from __future__ import annotations

@@ -113,22 +113,10 @@ def check_spec(spec: Spec) -> Spec:
         raise InvalidSpec("the spec names no command", remediation="give the program after `--`")
     if spec.name:
         checked_name(spec.name, "sandbox name")
-    for text in (*spec.command, *spec.env.keys(), *spec.env.values(), spec.user, spec.workdir, spec.rootfs):
-        if "\0" in text:
-            raise InvalidSpec("a command, environment or path text holds a NUL byte")
-    for key in spec.env:
-        if not key or "=" in key:
-            raise InvalidSpec(f"environment name {key!r} is empty or holds '='")
+    _check_texts(spec)
     if not spec.workdir.startswith("/"):
         raise InvalidSpec(f"workdir {spec.workdir!r} is not absolute")
-    if spec.memory is not None and spec.memory < MIN_MEMORY:
-        raise InvalidSpec(
-            f"a memory limit of {spec.memory} bytes is too small to start in", remediation="give at least 4M"
-        )
-    if spec.cpus is not None and not 0.01 <= spec.cpus <= 4096:
-        raise InvalidSpec(f"cpus={spec.cpus} is outside 0.01 to 4096")
-    if spec.pids is not None and not 8 <= spec.pids <= 4_000_000:
-        raise InvalidSpec(f"pids={spec.pids} is outside 8 to 4000000")
+    _check_limits(spec)
     for mount in spec.mounts:
         _check_mount(mount)
     for publish in spec.publish:
@@ -138,9 +126,31 @@ def check_spec(spec: Spec) -> Spec:
             f"readiness probe {spec.ready!r} is of no known kind",
             remediation="use cmd:COMMAND, http://HOST:PORT/PATH, tcp:PORT, log:TEXT or guest",
         )
+    if spec.ready.startswith("tcp:") and not (spec.ready[4:].isdecimal() and 0 < int(spec.ready[4:]) < 65536):
+        raise InvalidSpec(f"readiness probe {spec.ready!r} names no port", remediation="use tcp:PORT")
     if spec.ready_timeout <= 0:
         raise InvalidSpec(f"ready_timeout={spec.ready_timeout} is not positive")
     return spec
+
+
+def _check_texts(spec: Spec) -> None:
+    for text in (*spec.command, *spec.env.keys(), *spec.env.values(), spec.user, spec.workdir, spec.rootfs):
+        if "\0" in text:
+            raise InvalidSpec("a command, environment or path text holds a NUL byte")
+    for key in spec.env:
+        if not key or "=" in key:
+            raise InvalidSpec(f"environment name {key!r} is empty or holds '='")
+
+
+def _check_limits(spec: Spec) -> None:
+    if spec.memory is not None and spec.memory < MIN_MEMORY:
+        raise InvalidSpec(
+            f"a memory limit of {spec.memory} bytes is too small to start in", remediation="give at least 4M"
+        )
+    if spec.cpus is not None and not 0.01 <= spec.cpus <= 4096:
+        raise InvalidSpec(f"cpus={spec.cpus} is outside 0.01 to 4096")
+    if spec.pids is not None and not 8 <= spec.pids <= 4_000_000:
+        raise InvalidSpec(f"pids={spec.pids} is outside 8 to 4000000")
 
 
 def _check_mount(mount: Mount) -> None:

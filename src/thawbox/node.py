@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from thawbox.config import Settings, load_settings
 from thawbox.engines import Engine
 from thawbox.engines.criu import CriuEngine, CriuProgram
 from thawbox.errors import Unsupported
+from thawbox.host import network
 from thawbox.host.cgroup import remove_node_group
 from thawbox.host.cgroup_layout import detect_layout
 from thawbox.host.files import private_directory
@@ -108,8 +110,10 @@ class Node:
         return [Snapshot(self.context, SnapshotId(stored.id)) for stored in self.context.store.records()]
 
     def tidy(self) -> None:
-        """Remove what an empty node keeps in the kernel and in tmpfs: its parent cgroups, CRIU's feature cache."""
+        """Remove what an empty node keeps in the kernel and in tmpfs: cgroups, firewall table, CRIU's feature cache."""
         remove_node_group(self.context.layout, self.context.tag)
+        if shutil.which("nft"):
+            network.remove_node_rules(self.context.tag)
         with contextlib.suppress(FileNotFoundError):
             cache = cache_directory(self.settings.home)
             for file in cache.iterdir():

@@ -10,7 +10,7 @@ import contextlib
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,7 +138,7 @@ class _Clock:
 
 
 @contextlib.contextmanager
-def _work_directory(scratch: Path, images: Path) -> Iterator[Path]:
+def _work_directory(scratch: Path, images: Path) -> Generator[Path]:
     work = scratch / f"criu-{images.parent.name}-{time.monotonic_ns():x}"
     work.mkdir(mode=0o700, parents=True)
     try:

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +60,8 @@ def request(
 
     `on` maps names of CRIU's notifications (`post-dump`, `post-restore`, …) to what is done then; an exception from
     one makes CRIU abort and roll back, and is raised again from here. `freezer` is the cgroup directory that holds a
-    frozen tree; like every other path it is given as a descriptor, since criu sees the sandbox's mounts. Log and statistics are written to `work`.
+    frozen tree; like every other path it is given as a descriptor, since criu sees the sandbox's mounts. Log and
+    statistics are written to `work`.
     Raises CriuGone when CRIU dies or takes longer than `timeout` seconds.
     """
     with ExitStack() as undo:
@@ -98,12 +99,12 @@ def _converse(ours: socket.socket, kind: int, on: Notified, *, deadline: float) 
         if answer.type != rpc_pb2.NOTIFY:
             if failure is not None:
                 raise failure
-            if answer.type != kind and answer.type != rpc_pb2.EMPTY:
+            if answer.type not in (kind, rpc_pb2.EMPTY):
                 raise CriuGone(f"criu answered with message type {answer.type}")
             return answer
         try:
             on.get(answer.notify.script, _nothing)()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again once CRIU has rolled back
             failure = error
         reply = rpc_pb2.criu_req(type=rpc_pb2.NOTIFY, notify_success=failure is None)
         ours.send(reply.SerializeToString())
@@ -137,7 +138,7 @@ def _finish(running: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
+def _opened(path: Path) -> Generator[int]:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield fd

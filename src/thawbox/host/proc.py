@@ -7,7 +7,7 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,9 +38,8 @@ def run_program(
     """
     try:
         done = subprocess.run(
-            list(argv), capture_output=True, timeout=timeout, env=env, input=stdin,
+            list(argv), capture_output=True, timeout=timeout, env=env, input=stdin or b"",
             pass_fds=tuple(pass_fds), check=False, cwd=cwd,
-            **({} if stdin is not None else {"stdin": subprocess.DEVNULL}),
         )  # fmt: skip
     except FileNotFoundError:
         raise Unsupported(f"the program {argv[0]!r} is not on this host", remediation="run `make setup`") from None
@@ -48,7 +47,11 @@ def run_program(
 
 
 def start_program(
-    argv: Sequence[str], *, pass_fds: Sequence[int] = (), env: Mapping[str, str] | None = None, stderr: int | None = None
+    argv: Sequence[str],
+    *,
+    pass_fds: Sequence[int] = (),
+    env: Mapping[str, str] | None = None,
+    stderr: int | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a program with no standard input and return it; the caller waits for it."""
     try:
@@ -75,7 +78,7 @@ def start_time(pid: int) -> int | None:
 
 
 @contextlib.contextmanager
-def _pidfd(pid: int, started: int | None):  # type: ignore[no-untyped-def]
+def _pidfd(pid: int, started: int | None) -> Generator[int | None]:
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -27,9 +27,7 @@ def connect_within(pid: int, port: int, *, host: str = "127.0.0.1", timeout: flo
 
     def enter_and_connect() -> None:
         try:
-            if _libc.setns(namespace, CLONE_NEWNET):
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number))
+            _enter(namespace)
             result.append(socket.create_connection((host, port), timeout=timeout))
         except OSError as error:
             result.append(error)
@@ -43,3 +41,9 @@ def connect_within(pid: int, port: int, *, host: str = "127.0.0.1", timeout: flo
     if isinstance(result[0], OSError):
         raise result[0]
     return result[0]
+
+
+def _enter(namespace: int) -> None:
+    if _libc.setns(namespace, CLONE_NEWNET):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

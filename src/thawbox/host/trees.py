@@ -21,7 +21,8 @@ class Copied:
 
     files: int = 0
     bytes: int = 0
-    _links: dict[tuple[int, int], str] = field(default_factory=dict[tuple[int, int], str])
+    links: dict[tuple[int, int], str] = field(default_factory=dict[tuple[int, int], str], repr=False)
+    """First copy of each inode that has several names, by device and inode number."""
 
 
 def copy_layer(source: str, target: str) -> Copied:
@@ -50,7 +51,7 @@ def _copy_entry(entry: os.DirEntry[str], target: str, copied: Copied) -> None:
         _copy_directory(entry.path, target, copied)
         return
     if found.st_nlink > 1:
-        first = copied._links.setdefault((found.st_dev, found.st_ino), target)
+        first = copied.links.setdefault((found.st_dev, found.st_ino), target)
         if first != target:
             os.link(first, target, follow_symlinks=False)
             return
@@ -59,7 +60,7 @@ def _copy_entry(entry: os.DirEntry[str], target: str, copied: Copied) -> None:
         copied.files += 1
         copied.bytes += found.st_size
     elif kind == stat.S_IFLNK:
-        os.symlink(os.readlink(entry.path), target)  # noqa: PTH115
+        os.symlink(os.readlink(entry.path), target)  # noqa: PTH115, PTH211
     else:
         os.mknod(target, found.st_mode, found.st_rdev)
     _copy_marks(entry.path, target, found)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 
 from thawbox.errors import LockTimeout, SandboxNotFound
+from thawbox.host import network
 from thawbox.host.cgroup import list_groups
 from thawbox.host.files import locked, remove_tree
 from thawbox.lifecycle import ALIVE
@@ -45,6 +47,7 @@ def adopt(context: Context) -> Adoption:
         with contextlib.suppress(LockTimeout), _idle(context, sandbox):
             _remove_remains(context, sandbox)
             removed.append(sandbox)
+    _prune_network(context)
     return Adoption(tuple(adopted), tuple(settled), tuple(removed))
 
 
@@ -93,3 +96,13 @@ def _remove_remains(context: Context, sandbox: SandboxId) -> None:
     for generation in context.directory(sandbox).iterdir():
         if generation.name != str(record.generation):
             remove_tree(generation)
+
+
+def _prune_network(context: Context) -> None:
+    """Remove network devices of this node whose sandbox is gone. Looking costs nothing; removing imports netlink."""
+    devices = Path("/sys/class/net")
+    mark = network.table_name(context.tag) + " "
+    aliases = [path.read_text() for path in devices.glob("tb*/ifalias")]
+    known = {record.id for record in context.journal.all()}
+    if any(alias.startswith(mark) and alias.split()[1] not in known for alias in aliases):
+        network.prune(context.tag, known)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 
 from thawbox.engines import DumpReport, Place
@@ -13,9 +13,9 @@ from thawbox.lifecycle import Verb, next_phase
 from thawbox.model import Phase, SnapshotId, SnapshotKind
 from thawbox.sandbox.body import body_of
 from thawbox.sandbox.context import Context
+from thawbox.sandbox.ending import take_down
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.links import direct_link
-from thawbox.sandbox.ending import take_down
 from thawbox.sandbox.shells import upper_directory
 from thawbox.sandbox.uppers import capture
 from thawbox.store import Draft, Staging
@@ -79,7 +79,7 @@ def _dump(context: Context, record: Record, staging: Staging, *, stop: bool) -> 
 
 
 @contextlib.contextmanager
-def without_connections(context: Context, record: Record) -> Iterator[None]:
+def without_connections(context: Context, record: Record) -> Generator[None]:
     """Nobody of the host is connected to the sandbox's init for the block; new ones wait.
 
     A socket whose other end is outside the tree cannot be dumped.
@@ -92,7 +92,7 @@ def without_connections(context: Context, record: Record) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _frozen_from_here_on(context: Context, record: Record, *, wanted: bool) -> Iterator[None]:
+def _frozen_from_here_on(context: Context, record: Record, *, wanted: bool) -> Generator[None]:
     """With `wanted`, whatever was frozen in the block is thawed again if the block fails."""
     try:
         yield

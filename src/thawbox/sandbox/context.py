@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,7 +63,7 @@ class Context:
         return Cgroup(self.layout, self.tag, sandbox)
 
     @contextlib.contextmanager
-    def exclusive(self, sandbox: SandboxId) -> Iterator[None]:
+    def exclusive(self, sandbox: SandboxId) -> Generator[None]:
         """One change at a time to one sandbox, across processes; raises LockTimeout."""
         with locked(self.lock(sandbox), timeout=self.settings.lock_timeout, what=f"sandbox {sandbox}"):
             yield

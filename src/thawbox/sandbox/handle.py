@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
@@ -72,14 +72,10 @@ class Sandbox:
 
     # --- what is done to it -----------------------------------------------------------------------------------
 
-    def checkpoint(
-        self, *, stop: bool = False, name: str = "", labels: Mapping[str, str] | None = None
-    ) -> Snapshot:
+    def checkpoint(self, *, stop: bool = False, name: str = "", labels: Mapping[str, str] | None = None) -> Snapshot:
         """Make a durable snapshot; with `stop` the sandbox does not run on. Raises InvalidTransition, DumpFailed."""
         with self._change() as record:
-            self._record, report = checkpointing.checkpoint(
-                self._context, record, stop=stop, name=name, labels=labels
-            )
+            self._record, report = checkpointing.checkpoint(self._context, record, stop=stop, name=name, labels=labels)
         return Snapshot(self._context, report.id, report=report)
 
     def fork(self, count: int = 1, *, name: str = "") -> list[Sandbox]:
@@ -172,7 +168,7 @@ class Sandbox:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     @contextlib.contextmanager
-    def _change(self) -> Iterator[Record]:
+    def _change(self) -> Generator[Record]:
         with self._context.exclusive(self.id):
             yield self.record
 
@@ -225,7 +221,7 @@ class Snapshot:
             for future in futures:
                 try:
                     made.append(future.result())
-                except BaseException as error:
+                except BaseException as error:  # noqa: BLE001 - raised below, when the others are gone
                     failure = failure or error
                     for other in futures:
                         other.cancel()
@@ -236,4 +232,3 @@ class Snapshot:
                 sandbox.remove(force=True)
             raise failure
         return made
-

@@ -10,7 +10,7 @@ import contextlib
 import ipaddress
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -113,7 +113,9 @@ class Journal:
                 else []
             )
         if len(rows) > 1:
-            raise InvalidRequest(f"{reference!r} is the beginning of several sandbox ids", remediation="give more of it")
+            raise InvalidRequest(
+                f"{reference!r} is the beginning of several sandbox ids", remediation="give more of it"
+            )
         if not rows:
             raise SandboxNotFound(f"there is no sandbox {reference[:80]!r} on this node")
         return msgspec.json.decode(rows[0][0], type=Record)
@@ -137,7 +139,7 @@ class Journal:
             ) from None
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self) -> Generator[None]:
         with self._lock:
             self._db.execute("BEGIN IMMEDIATE")
             try:

@@ -9,7 +9,7 @@ import urllib.parse
 from collections.abc import Callable
 
 from thawbox.errors import NotFound, StartFailed
-from thawbox.host.init_client import Exited, ExecSession
+from thawbox.host.init_client import ExecSession, Exited
 from thawbox.host.init_log import read_log
 from thawbox.host.init_wire import ExecRequest
 from thawbox.host.reach import connect_within
@@ -34,7 +34,8 @@ def wait_ready(context: Context, record: Record) -> None:
         seen = observe(context, record)
         if seen.phase not in ALIVE:
             raise StartFailed(
-                f"{record.name} ended before it was ready: {seen.ended_why}", remediation=f"see `thawbox logs {record.name}`"
+                f"{record.name} ended before it was ready: {seen.ended_why}",
+                remediation=f"see `thawbox logs {record.name}`",
             )
         if time.monotonic() > deadline:
             what = f"its probe {record.spec.ready!r}" if record.spec.ready else "its init"

@@ -116,9 +116,7 @@ def _bring_to_life(
     manifest = fetched.manifest
     body = read_body(manifest.body, snapshot=fetched.id)
     rootfs = rootfs_of(context, body.spec, body.rootfs_kind, digest=manifest.compat.rootfs)
-    check_compat(
-        manifest.compat, replace(context.machine, rootfs=rootfs.digest), what=f"snapshot {fetched.id[:12]}"
-    )
+    check_compat(manifest.compat, replace(context.machine, rootfs=rootfs.digest), what=f"snapshot {fetched.id[:12]}")
     holder = f"sandbox:{planned.id}:{planned.generation}"
     undo.callback(context.store.release, holder)
     context.store.hold(holder, layers=[digest for digests in manifest.layers.values() for digest in digests])
@@ -149,5 +147,3 @@ def _times(context: Context, record: Record, begun: float) -> RestoreTimes:
 
 def _nothing() -> None:
     pass
-
-

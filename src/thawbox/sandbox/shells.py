@@ -10,6 +10,7 @@ import os
 import signal
 from contextlib import ExitStack
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from thawbox.errors import Incompatible, StartFailed
@@ -81,7 +82,9 @@ def raise_shell(context: Context, record: Record, rootfs: Rootfs, *, start_init:
         directory = generation_directory(context, record)
         undo.callback(remove_tree, directory)
         directory.mkdir(mode=0o700, parents=True)
-        overlays = tuple(_overlay(context, record, directory, overlay.mountpoint, overlay.lowers) for overlay in rootfs.overlays)
+        overlays = tuple(
+            _overlay(context, record, directory, overlay.mountpoint, overlay.lowers) for overlay in rootfs.overlays
+        )
         prepare_upper(context, record, rootfs, overlays[0].upper, overlays[0].lowers, fresh=start_init)
         root = directory / "mount"
         root.mkdir(mode=0o755)
@@ -131,12 +134,18 @@ def remove_remains(context: Context, record: Record) -> None:
     _remove_network(context, record)
 
 
+def _link_of(context: Context, record: Record) -> network.NatLink:
+    return network.NatLink(
+        node_tag=context.tag, sandbox_id=record.id, address=IPv4Address(record.address),
+        subnet=IPv4Network(context.settings.subnet), publish=record.spec.publish,
+    )  # fmt: skip
+
+
 def _add_network(context: Context, record: Record, keeper: int) -> None:
     if record.spec.net is Net.NAT:
-        network.connect(context.tag, record.id, keeper, record.address, context.settings.subnet, record.spec.publish)
+        _link_of(context, record).create(pid=keeper)
 
 
 def _remove_network(context: Context, record: Record) -> None:
-    if record.spec.net is Net.NAT:
-        network.disconnect(context.tag, record.id)
-
+    if record.spec.net is Net.NAT and record.address:
+        _link_of(context, record).remove()

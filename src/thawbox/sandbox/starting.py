@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from thawbox.errors import InvalidSpec
+from thawbox.host import network
 from thawbox.host.files import remove_tree
 from thawbox.host.rootfs import resolve
 from thawbox.lifecycle import Verb, next_phase
-from thawbox.model import Phase, Spec, check_spec
+from thawbox.model import Phase, Publish, Spec, check_spec
 from thawbox.sandbox.context import Context
 from thawbox.sandbox.identity import new_identity
 from thawbox.sandbox.journal import Record
@@ -35,7 +36,8 @@ def start(context: Context, spec: Spec) -> tuple[Record, float]:
     command = spec.command or (*rootfs.defaults.entrypoint, *rootfs.defaults.command)
     identity = new_identity(spec.name)
     record = Record(
-        id=identity.id, name=identity.name, spec=replace(spec, name=identity.name, command=command),
+        id=identity.id, name=identity.name,
+        spec=replace(spec, name=identity.name, command=command, publish=_with_ports(spec.publish)),
         phase=Phase.CREATING, created_at=context.now(), hostname=identity.hostname, machine_id=identity.machine_id,
         rootfs_kind=rootfs.kind, rootfs_digest=rootfs.digest, boot_id=context.boot_id,
         layers={overlay_name(overlay.mountpoint): () for overlay in rootfs.overlays},
@@ -59,3 +61,13 @@ def start(context: Context, spec: Spec) -> tuple[Record, float]:
 def _take_down(context: Context, record: Record) -> None:
     remove_remains(context, record)
     remove_tree(generation_directory(context, record))
+
+
+def _with_ports(published: tuple[Publish, ...]) -> tuple[Publish, ...]:
+    """The same ports, with a free one of the host where the spec leaves the choice to us."""
+    chosen: list[Publish] = []
+    for publish in published:
+        taken = [other.host_port for other in (*published, *chosen)]
+        port = publish.host_port or network.choose_port(publish.host_address, taken=taken)
+        chosen.append(replace(publish, host_port=port))
+    return tuple(chosen)

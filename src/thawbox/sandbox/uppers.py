@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from pathlib import Path
 
 from thawbox.host.identity import Identity, lookup_user, write_identity
 from thawbox.host.init_wire import ExecRequest, encode_config
+from thawbox.host.network import host_nameservers
 from thawbox.host.rootfs import Rootfs
 from thawbox.host.trees import Copied, copy_layer
 from thawbox.model import Net
@@ -30,16 +30,6 @@ SANDBOX_ENVIRONMENT = {
     # libuv asks for io_uring, which CRIU cannot freeze; seccomp refuses it, this saves the attempt
     "UV_USE_IO_URING": "0",
 }
-
-
-def host_nameservers() -> tuple[str, ...]:
-    """The host's nameservers, less those on its own loopback, which a sandbox cannot reach."""
-    try:
-        lines = Path("/etc/resolv.conf").read_text(errors="replace").splitlines()
-    except FileNotFoundError:
-        return ()
-    words = [line.split() for line in lines if line.startswith("nameserver")]
-    return tuple(word[1] for word in words if len(word) > 1 and not word[1].startswith(("127.", "::1")))
 
 
 def overlay_name(mountpoint: str) -> str:
@@ -113,5 +103,3 @@ def capture(uppers: dict[str, Path], into: Path) -> Copied:
         total.files += copied.files
         total.bytes += copied.bytes
     return total
-
-
