@@ -97,11 +97,12 @@ static bool append(uint32_t session, uint8_t stream, bool partial, struct iovec 
     put_u64(put_u64(put_u32(put_u32(at, session), length), out.offset), out.time);
     struct iovec whole[3] = {{header, sizeof header}, parts[0], parts[1]};
     ssize_t size = (ssize_t)(sizeof header + length);
-    if (out.fd >= 0 && writev(out.fd, whole, 3) == size) {
+    ssize_t put = out.fd >= 0 ? writev(out.fd, whole, 3) : -1;
+    if (put == size) {
         out.offset += (uint64_t)size;
         return true;
     }
-    out.cause = errno;
+    out.cause = put < 0 ? errno : ENOSPC; /* a full disk takes what still fits, without an error */
     if (out.fd >= 0 && ftruncate(out.fd, (off_t)(out.offset - out.file_start)) < 0)
         rotate();
     return false;

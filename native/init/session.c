@@ -227,11 +227,17 @@ void session_close_out(struct stream *stream)
         ring_free(&stream->ring);
 }
 
+bool line_due(const struct stream *stream, int64_t now)
+{
+    bool clock_went_back = stream->flush_at > now + PARTIAL_LINE_MS; /* restored where no time namespace keeps it */
+    return stream->flush_at && (stream->flush_at <= now || clock_went_back);
+}
+
 void session_log(struct session *s, int64_t now, bool flush)
 {
     for (int i = 0; i < 2; i++) {
         struct stream *stream = &s->out[i];
-        bool due = flush || stream->fd < 0 || (stream->flush_at && stream->flush_at <= now);
+        bool due = flush || stream->fd < 0 || line_due(stream, now);
         uint64_t before = stream->ring.start;
         log_drain(s->id, (uint8_t)(LOG_STDOUT + i), &stream->ring, due);
         if (stream->ring.start == stream->ring.end)

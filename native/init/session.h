@@ -42,5 +42,7 @@ void session_read(struct session *s, int which, int64_t now);
 void session_write(struct session *s);
 void session_reaped(struct session *s, int status);
 void session_settle(struct session *s);
+/* An unfinished line has waited long enough. */
+bool line_due(const struct stream *stream, int64_t now);
 void session_log(struct session *s, int64_t now, bool flush);
 #endif

@@ -32,6 +32,7 @@ mount -t proc proc $root/proc
 for name in null zero full random urandom tty; do touch $root/dev/$name; mount --bind /dev/$name $root/dev/$name; done
 mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 devpts $root/dev/pts
 ln -sf pts/ptmx $root/dev/ptmx
+{extra}
 cd $root
 pivot_root . .
 umount -l .
@@ -83,18 +84,20 @@ def sanitized_binary() -> Path:
     return build("thawbox-init-sanitized")
 
 
-def start(root: Path, binary: Path, main: Sequence[str], *, raw_config: bytes | None = None, **config: object) -> Shell:
+def start(
+    root: Path, binary: Path, main: Sequence[str], *, raw_config: bytes | None = None, extra: str = "", **config: object
+) -> Shell:
     own = root / ".thawbox"
     own.mkdir(mode=0o700, parents=True)
     shutil.copy2(binary, own / "init")
     request = ExecRequest(argv=main, env={"PATH": PATH, "HOME": "/work", "LAYER": "main"})
     encoded = encode_config(request, **config) if raw_config is None else raw_config  # type: ignore[arg-type]
     (own / "config").write_bytes(encoded)
-    return start_keeper(root, "keeper")
+    return start_keeper(root, "keeper", extra=extra)
 
 
-def start_keeper(root: Path, kind: str) -> Shell:
-    script = _MOUNT.format(shared=" ".join(SHARED))
+def start_keeper(root: Path, kind: str, *, extra: str = "") -> Shell:
+    script = _MOUNT.format(shared=" ".join(SHARED), extra=extra)
     read_fd, write_fd = os.pipe()
     with contextlib.closing(os.fdopen(read_fd, "rb", buffering=0)) as ready:
         unshare = subprocess.Popen(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 
+from thawbox.host.init_client import Exited
 from thawbox.host.init_log import follow_log, read_log
 from thawbox.host.init_wire import ExecRequest, Stream
+from thawbox.host.inside import open_inside, open_root
 
 
 @contextlib.contextmanager
@@ -20,6 +23,15 @@ def opened(directory):
 
 def log_of(shell):
     return opened(shell.root / ".thawbox/log")
+
+
+@contextlib.contextmanager
+def opened_inside(root_fd, path):
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, root_fd)
+        fd = open_inside(root_fd, path, os.O_RDONLY | os.O_DIRECTORY)
+        stack.callback(os.close, fd)
+        yield fd
 
 
 def follow_until(fd, wanted, after=None):
@@ -98,6 +110,37 @@ def test_what_the_main_program_printed_last_is_in_the_log_when_it_has_ended(star
     with log_of(shell) as fd:
         content = b"".join(record.content for record in read_log(fd))
     assert content == b"y\n" * 25_000 + b"end"
+
+
+def test_a_full_disk_costs_output_and_says_how_much(start_shell):
+    script = (
+        "mkfifo /work/p; while read n < /work/p; do head -c $n /dev/zero | tr '\\0' x; echo; touch /work/done.$n; done"
+    )
+    tiny = "mkdir -p $root/.thawbox/log; mount -t tmpfs -o size=64k tmpfs $root/.thawbox/log"
+    shell = start_shell("sh", "-c", script, extra=tiny)
+
+    def run(script):
+        with shell.link() as link, link.exec(ExecRequest(argv=["sh", "-c", script])) as session:
+            assert session.communicate().outcome == Exited(0)
+
+    def write(count):
+        run(f"echo {count} > /work/p; until [ -e /work/done.{count} ]; do sleep 0.01; done")
+        with shell.link() as link:
+            for _ in range(4):  # init reads what its programs wrote before it answers, at most two pieces here
+                link.ping()
+
+    root_fd = open_root(shell.init)
+    with opened_inside(root_fd, "/.thawbox/log") as fd:
+        run("head -c 40000 /dev/zero > /.thawbox/log/filler; while [ ! -p /work/p ]; do sleep 0.01; done")
+        write(30_000)
+        run("rm /.thawbox/log/filler")
+        write(7)
+        records = follow_until(fd, b"xxxxxxx\n")
+    notes = [record.content for record in records if record.stream is Stream.NOTE]
+    lost = sum(int(re.search(rb"(\d+) bytes of output were lost: No space left", note).group(1)) for note in notes)
+    assert lost > 0
+    kept = sum(len(record.content) for record in records if record.stream is Stream.STDOUT)
+    assert lost + kept == 30_001 + 8
 
 
 def test_output_of_detached_commands_is_tagged_with_their_session(start_shell):
