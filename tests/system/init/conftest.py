@@ -101,7 +101,8 @@ def start_keeper(root: Path, kind: str, *, extra: str = "") -> Shell:
     read_fd, write_fd = os.pipe()
     with contextlib.closing(os.fdopen(read_fd, "rb", buffering=0)) as ready:
         unshare = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--time", "--fork", "--kill-child",
+            ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--uts",
+             "--ipc", "--cgroup", "--time", "--fork", "--kill-child",
              "--propagation", "private", "sh", "-c", script, "sh", str(root), f"{kind} {write_fd}",
              "1" if kind == "keeper" else "5000"],
             pass_fds=[write_fd], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
