@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 
 from thawbox.model import SnapshotId, SnapshotKind
 from thawbox.store import Compat, Draft, Record, Store, parent_link
+from thawbox.store.archive import export_archive, import_archive
 
 COMPAT = Compat(arch="x86_64", kernel="6.18.44", engine="criu 4.2.1")
 WRITES = {
@@ -77,6 +79,7 @@ def run_until_killed(work: Callable[[Callable[[str], None]], None], at: int) -> 
             sys.setprofile(count)
 
         sys.setprofile(count)
+        threading.setprofile(count)
         try:
             work(acknowledge)
         except BaseException:  # noqa: BLE001 — the child must never return into pytest
@@ -106,7 +109,12 @@ def collecting(store: Store, acknowledge: Callable[[str], None]) -> None:
         acknowledge(f"-{verdict.id}")
 
 
-@pytest.mark.parametrize("scenario", [putting, removing, collecting])
+def importing(store: Store, acknowledge: Callable[[str], None]) -> None:
+    for record in import_archive(store, store.layout.root.parent / "archive"):
+        acknowledge(f"+{record.id}")
+
+
+@pytest.mark.parametrize("scenario", [putting, removing, collecting, importing])
 def test_killed_before_any_write_the_store_is_whole(tmp_path: Path, scenario: Scenario) -> None:
     seed = tmp_path / "seed"
     with Store(seed) as store:
@@ -114,6 +122,7 @@ def test_killed_before_any_write_the_store_is_whole(tmp_path: Path, scenario: Sc
         store.pin(kept.id)
         old = put(store, layer=b"old", name="old")
         put(store, parent=old.id, layer=b"older", name="older")
+    write_archive(tmp_path / "archive")
     got_through, at = False, 0
     while not got_through:
         at += 1
@@ -130,6 +139,12 @@ def test_killed_before_any_write_the_store_is_whole(tmp_path: Path, scenario: Sc
     assert at > 20
 
 
+def write_archive(path: Path) -> None:
+    with Store(path.with_name("exporting")) as store:
+        base = put(store, layer=b"far")
+        export_archive(store, put(store, parent=base.id, layer=b"farther").id, path)
+
+
 def check(root: Path, acknowledged: list[str], kept: SnapshotId) -> None:
     with Store(root) as store:
         assert [path.name for path in store.layout.snapshots.iterdir() if path.name.startswith(".")] == []
@@ -142,7 +157,10 @@ def check(root: Path, acknowledged: list[str], kept: SnapshotId) -> None:
             store.fetch(snapshot)
         if len([line for line in acknowledged if line[0] == "+"]) == 2:
             assert store.resolve("tip") == acknowledged[1][1:]
+        if (root / "incoming").is_dir() and any((root / "incoming").iterdir()):
+            import_archive(store, root.parent / "archive")  # what an interrupted one left is gone on from
         store.gc()
+        assert [path for path in store.layout.incoming.iterdir() if path.is_dir()] == []
         assert store.verify(deep=True) == ()
         needed = {digest for one in store.links() for digest in one.layers}
         assert store.catalog.layers_on_disk() == needed
