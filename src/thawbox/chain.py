@@ -104,7 +104,10 @@ def plan_gc(
         Verdict(link.id, f"expired, but {plan.obstacle(link)}") for link in plan.left.values() if link.id in expired
     ]
     if budget:
-        fits = lambda: plan.used <= budget  # noqa: E731 — the condition is named once and asked twice
+
+        def fits() -> bool:
+            return plan.used <= budget
+
         plan.evict(lambda _: True, until=fits, reason=f"over the disk budget of {budget} bytes, least recently used")
         if not fits():
             kept += [

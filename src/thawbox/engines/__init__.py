@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+INIT_PID = 2
+"""The root of every dumped tree, as numbered inside its pid namespace; pid 1 keeps the namespace and is not dumped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,7 @@ class Place:
     """
 
     keeper: int
-    root: int = 2
+    root: int = INIT_PID
     cgroup_procs: tuple[Path, ...] = ()
     freezer: Path | None = None
 
@@ -71,9 +74,23 @@ class Engine(Protocol):
         """
         ...
 
+    def shrink(self, images: Path, *, parents: Sequence[Path] = (), parent_link: str = "") -> bool:
+        """Rewrite a fresh dump in place so that it holds only what a restore does not find elsewhere.
+
+        Without `parents` the images stay whole, less what costs nothing to make anew (zero pages). With them (images
+        directories, base first) they become a delta, which finds its parent at `parent_link`, a path relative to
+        `images`. True if a restore of the parent would bring back the same tree.
+        Raises CorruptSnapshot or BrokenChain when a parent cannot be read.
+        """
+        ...
+
+    def flatten(self, chain: Sequence[Path], out: Path) -> None:
+        """Write into the empty directory `out` the full images equal to the newest of `chain` (base first)."""
+        ...
+
     def version(self) -> str:
         """The engine's version, as its images depend on it; raises Unsupported when it cannot run at all."""
         ...
 
 
-__all__ = ["DumpReport", "Engine", "Place", "RestoreReport"]
+__all__ = ["INIT_PID", "DumpReport", "Engine", "Place", "RestoreReport"]

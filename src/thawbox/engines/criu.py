@@ -10,11 +10,12 @@ import contextlib
 import re
 import shutil
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from thawbox.engines import DumpReport, Place, RestoreReport
+from thawbox.engines.criu_delta import flatten, is_clean, make_delta, make_full
 from thawbox.engines.criu_rpc import LOG, STDERR, CriuGone, CriuProgram, request
 from thawbox.engines.proto import rpc_pb2, stats_pb2
 from thawbox.errors import DumpFailed, EngineError, RestoreFailed, Unsupported
@@ -101,6 +102,15 @@ class CriuEngine:
             if not answer.success:
                 raise _failure(RestoreFailed, "the restore failed", work)
         return RestoreReport((time.perf_counter() - started) * 1000)
+
+    def shrink(self, images: Path, *, parents: Sequence[Path] = (), parent_link: str = "") -> bool:
+        if not parents:
+            make_full(images)
+            return False
+        return is_clean(make_delta(images, parents, parent_link=parent_link))
+
+    def flatten(self, chain: Sequence[Path], out: Path) -> None:
+        flatten(chain, out)
 
 
 def _shared_options(options: rpc_pb2.criu_opts, *, established: bool) -> None:

@@ -68,8 +68,9 @@ def rename_durably(source: Path, target: Path) -> None:
     fsync_path(target.parent)
 
 
-_SYNCFS_FROM = 256
-"""Files from which one flush of the whole filesystem is cheaper than a flush of each file."""
+_SYNCFS_FROM = 32
+"""Files from which one flush of the whole filesystem is cheaper than a flush of each file (200 small files: 5 to 13 ms
+against 66 to 112 on ext4)."""
 
 
 def sync_tree(root: Path) -> None:
@@ -100,6 +101,18 @@ def sync_filesystem(path: Path) -> None:
             raise OSError(ctypes.get_errno(), "syncfs failed", str(path))
     finally:
         os.close(fd)
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Replace `path` with `content` at once, without waiting for the disk: for what can be made anew after a crash."""
+    staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        staging.write_bytes(content)
+        staging.chmod(mode)
+        staging.rename(path)
+    except BaseException:
+        staging.unlink(missing_ok=True)
+        raise
 
 
 def remove_tree(path: Path) -> None:

@@ -119,3 +119,20 @@ def children(pid: int) -> list[int]:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 found += [int(word) for word in (task / "children").read_text().split()]
     return found
+
+
+def command_name(pid: int) -> str:
+    """The name of the program a process runs (/proc/PID/comm), `?` if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return "?"
+
+
+def pid_inside(pid: int) -> int | None:
+    """The number that a process has in its own pid namespace; None if it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return next((int(line.split()[-1]) for line in lines if line.startswith("NSpid:")), None)

@@ -14,6 +14,7 @@ from thawbox.errors import LockTimeout, SandboxNotFound
 from thawbox.host import network
 from thawbox.host.cgroup import list_groups
 from thawbox.host.files import locked, remove_tree
+from thawbox.host.nat_rules import table_name
 from thawbox.lifecycle import ALIVE
 from thawbox.model import Phase, SandboxId
 from thawbox.sandbox.context import Context
@@ -101,7 +102,7 @@ def _remove_remains(context: Context, sandbox: SandboxId) -> None:
 def _prune_network(context: Context) -> None:
     """Remove network devices of this node whose sandbox is gone. Looking costs nothing; removing imports netlink."""
     devices = Path("/sys/class/net")
-    mark = network.table_name(context.tag) + " "
+    mark = f"{table_name(context.tag)} "
     aliases = [path.read_text() for path in devices.glob("tb*/ifalias")]
     known = {record.id for record in context.journal.all()}
     if any(alias.startswith(mark) and alias.split()[1] not in known for alias in aliases):

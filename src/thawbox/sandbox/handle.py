@@ -21,7 +21,7 @@ from thawbox.host.reach import connect_within
 from thawbox.lifecycle import ALIVE, Verb, next_phase
 from thawbox.model import Phase, SandboxId, SnapshotId, Spec
 from thawbox.sandbox import checkpointing, ending, restoring
-from thawbox.sandbox.checkpointing import CheckpointReport
+from thawbox.sandbox.checkpointing import CheckpointReport, Mode, Wish
 from thawbox.sandbox.context import Context
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.links import open_link
@@ -72,10 +72,19 @@ class Sandbox:
 
     # --- what is done to it -----------------------------------------------------------------------------------
 
-    def checkpoint(self, *, stop: bool = False, name: str = "", labels: Mapping[str, str] | None = None) -> Snapshot:
-        """Make a durable snapshot; with `stop` the sandbox does not run on. Raises InvalidTransition, DumpFailed."""
+    def checkpoint(
+        self, *, mode: Mode = Mode.AUTO, stop: bool = False, skip_if_clean: bool = False, name: str = "",
+        labels: Mapping[str, str] | None = None, ttl: float | None = None, pinned: bool = False,
+    ) -> Snapshot:  # fmt: skip
+        """Make a durable snapshot; with `stop` the sandbox does not run on.
+
+        AUTO makes a delta where this node has the snapshot that the sandbox came from. With `skip_if_clean` nothing is
+        made when nothing changed, and the answer is the existing one. `ttl` is seconds.
+        Raises InvalidTransition, InvalidRequest, DumpFailed; the sandbox is then as it was.
+        """
+        wish = Wish(mode, stop, skip_if_clean, name, labels or {}, ttl, pinned)
         with self._change() as record:
-            self._record, report = checkpointing.checkpoint(self._context, record, stop=stop, name=name, labels=labels)
+            self._record, report = checkpointing.checkpoint(self._context, record, wish)
         return Snapshot(self._context, report.id, report=report)
 
     def fork(self, count: int = 1, *, name: str = "") -> list[Sandbox]:

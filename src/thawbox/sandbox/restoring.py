@@ -20,6 +20,7 @@ from thawbox.sandbox.body import Body, read_body
 from thawbox.sandbox.context import Context
 from thawbox.sandbox.identity import new_identity
 from thawbox.sandbox.journal import Record
+from thawbox.sandbox.links import open_link
 from thawbox.sandbox.observe import observe
 from thawbox.sandbox.readiness import wait_ready
 from thawbox.sandbox.shells import generation_directory, raise_shell, remove_remains, rootfs_of
@@ -82,9 +83,19 @@ def clone(
         planned = add_record(context, planned)
         undo.callback(context.journal.remove, planned.id)
         record = _bring_to_life(context, planned, fetched, undo, established=established)
+        restored = time.perf_counter()
         context.journal.update(record)
+        undo.callback(remove_remains, context, record)
+        _forget_callers(context, record)
+        wait_ready(context, record)
         undo.pop_all()
-        return record, _times(context, record, begun)
+    return record, RestoreTimes((restored - begun) * 1000, (time.perf_counter() - begun) * 1000)
+
+
+def _forget_callers(context: Context, record: Record) -> None:
+    """End the clone's copies of `exec` sessions: who started them is connected to the original."""
+    with open_link(context, record) as link:
+        link.end_sessions()
 
 
 def add_record(context: Context, record: Record) -> Record:

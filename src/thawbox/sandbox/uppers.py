@@ -10,7 +10,6 @@ from thawbox.host.identity import Identity, lookup_user, write_identity
 from thawbox.host.init_wire import ExecRequest, encode_config
 from thawbox.host.network import host_nameservers
 from thawbox.host.rootfs import Rootfs
-from thawbox.host.trees import Copied, copy_layer
 from thawbox.model import Net
 from thawbox.sandbox.context import Context
 from thawbox.sandbox.journal import Record
@@ -91,15 +90,3 @@ def _make_private(context: Context, record: Record, rootfs: Rootfs, private: Pat
         cwd=spec.workdir if spec.workdir != "/" else rootfs.defaults.workdir,
     )  # fmt: skip
     (private / "config").write_bytes(encode_config(main))
-
-
-def capture(uppers: dict[str, Path], into: Path) -> Copied:
-    """Copy every writable layer into `into/NAME`; called while no task of the sandbox can run."""
-    total = Copied()
-    for name, upper in uppers.items():
-        target = into / name
-        target.mkdir(mode=0o755)
-        copied = copy_layer(str(upper), str(target))
-        total.files += copied.files
-        total.bytes += copied.bytes
-    return total

@@ -101,6 +101,9 @@ class Store:
         """The store's own lock: shared to add or to begin reading, alone to remove."""
         return locked(self.layout.lock, timeout=self._lock_timeout, shared=shared, what="the snapshot store")
 
+    def has_layer(self, digest: str) -> bool:
+        return self.catalog.has_layer(digest)
+
     # Putting
 
     def begin(self) -> Staging:
