@@ -27,7 +27,7 @@ from thawbox.sandbox.journal import Record
 from thawbox.sandbox.links import open_link
 from thawbox.sandbox.observe import observe
 from thawbox.sandbox.restoring import RestoreTimes
-from thawbox.sandbox.shells import log_directory, root_layers
+from thawbox.sandbox.shells import open_log, root_layers
 from thawbox.store import Record as Stored
 
 PARALLEL_RESTORES = max(2, os.cpu_count() or 1)
@@ -157,7 +157,7 @@ class Sandbox:
 
     def logs(self, *, after: LogCursor | None = None, follow: bool = False) -> Iterator[LogRecord]:
         """What the main program printed, oldest first, from `after` on; with `follow` until the sandbox ends."""
-        directory = self._log_directory()
+        directory = open_log(self._context, self.record)
         try:
             if follow:
                 yield from follow_log(directory, after=after, stop=lambda: self.state not in ALIVE)
@@ -171,10 +171,6 @@ class Sandbox:
     def stats(self) -> Stats:
         """Memory, CPU and tasks now; raises SandboxNotFound when it does not run."""
         return self._context.cgroup(self.id).stats()
-
-    def _log_directory(self) -> int:
-        path = log_directory(self._context, self.record)
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     @contextlib.contextmanager
     def _change(self) -> Generator[Record]:

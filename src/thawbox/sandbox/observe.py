@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import msgspec
 
@@ -13,8 +13,7 @@ from thawbox.lifecycle import ALIVE, Verb, next_phase
 from thawbox.model import Phase
 from thawbox.sandbox.context import Context
 from thawbox.sandbox.journal import Record
-from thawbox.sandbox.shells import remove_remains, upper_directory
-from thawbox.sandbox.uppers import PRIVATE
+from thawbox.sandbox.shells import open_private, remove_remains
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +60,10 @@ def settle(context: Context, record: Record) -> Record:
     return settled
 
 
+_LONGEST_EXIT = 4096
+"""Bytes; init writes far less, but what stands there may be the sandbox's own."""
+
+
 class _Exit(msgspec.Struct):
     """What init leaves in `/.thawbox/exit` (native/init/PROTOCOL.md)."""
 
@@ -71,7 +74,7 @@ class _Exit(msgspec.Struct):
 
 def ending_of(context: Context, record: Record) -> Ending:
     """What is known about why a dead sandbox died."""
-    ended = _read_exit(upper_directory(context, record, "root") / PRIVATE / "exit")
+    ended = _read_exit(context, record)
     if ended is not None and ended.signal:
         return Ending(128 + ended.signal, f"its program was killed by {_signal_name(ended.signal)}")
     if ended is not None:
@@ -83,11 +86,12 @@ def ending_of(context: Context, record: Record) -> Ending:
     return Ending(None, "its processes were killed from outside")
 
 
-def _read_exit(path: Path) -> _Exit | None:
+def _read_exit(context: Context, record: Record) -> _Exit | None:
     try:
-        return msgspec.json.decode(path.read_bytes()[:4096], type=_Exit)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return None
+        with os.fdopen(open_private(context, record, "exit"), "rb") as file:
+            return msgspec.json.decode(file.read(_LONGEST_EXIT), type=_Exit)
+    except (OSError, msgspec.DecodeError):
+        return None  # it did not get to writing one, or what stands there is not init's
 
 
 def _signal_name(number: int) -> str:

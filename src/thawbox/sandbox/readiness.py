@@ -18,7 +18,7 @@ from thawbox.sandbox.context import Context
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.links import open_link
 from thawbox.sandbox.observe import observe
-from thawbox.sandbox.shells import log_directory
+from thawbox.sandbox.shells import open_log
 
 FIRST_PAUSE = 0.0005
 LONGEST_PAUSE = 0.05
@@ -93,7 +93,7 @@ def _http_answers(record: Record, url: str) -> bool:
 
 
 def _log_holds(context: Context, record: Record, text: bytes) -> bool:
-    directory = os.open(log_directory(context, record), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    directory = open_log(context, record)
     seen = b""
     try:
         for entry in read_log(directory):

@@ -17,6 +17,7 @@ from thawbox.errors import Incompatible, StartFailed
 from thawbox.host import network
 from thawbox.host.cgroup_limits import Limits
 from thawbox.host.files import remove_tree
+from thawbox.host.inside import open_inside
 from thawbox.host.mounts import OverlayMount, ShellPlan, shell_steps
 from thawbox.host.namespaces import destroy_shell, reap, start_shell
 from thawbox.host.proc import send_signal, start_time
@@ -45,9 +46,21 @@ def upper_directory(context: Context, record: Record, overlay: str) -> Path:
     return generation_directory(context, record) / overlay / "upper"
 
 
-def log_directory(context: Context, record: Record) -> Path:
-    """Where init of this sandbox keeps its log; whole there after a restore too, and when the sandbox is dead."""
-    return upper_directory(context, record, "root") / PRIVATE / "log"
+def open_private(context: Context, record: Record, name: str, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of `/.thawbox/NAME` in the sandbox's own writable layer, whether it runs or not.
+
+    No link on the way is followed: the sandbox could have planted one. Raises OSError as os.open does.
+    """
+    upper = os.open(upper_directory(context, record, "root"), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return open_inside(upper, f"/{PRIVATE}/{name}", flags, follow_symlinks=False)
+    finally:
+        os.close(upper)
+
+
+def open_log(context: Context, record: Record) -> int:
+    """A descriptor of the directory in which init keeps its log: whole there after a restore too."""
+    return open_private(context, record, "log", os.O_RDONLY | os.O_DIRECTORY)
 
 
 def rootfs_of(context: Context, spec: Spec, kind: RootfsKind, *, digest: str) -> Rootfs:

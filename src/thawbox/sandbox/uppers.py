@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from pathlib import Path
 
 from thawbox.host.identity import Identity, lookup_user, write_identity
 from thawbox.host.init_wire import ExecRequest, encode_config
+from thawbox.host.layers import Layers
 from thawbox.host.network import host_nameservers
 from thawbox.host.rootfs import Rootfs
 from thawbox.model import Net
@@ -51,19 +53,27 @@ def prepare_upper(
 
 
 def _bring_log(lowers: tuple[Path, ...], private: Path) -> None:
-    """Copy init's log files up: the log of a restored sandbox is whole in its own layer, readable when it is dead."""
+    """Copy init's log files up: the log of a restored sandbox is whole in its own layer, readable when it is dead.
+
+    The layers hold what a sandbox wrote: no link in them may lead to a file of the host.
+    """
     private.mkdir(mode=0o700)
     log = private / "log"
     log.mkdir(mode=0o700)
+    found = Layers(lowers).find(f"/{PRIVATE}/log")
+    if found.inside != (PRIVATE, "log"):
+        return
     seen: set[str] = set()
-    for lower in lowers:
-        below = lower / PRIVATE / "log"
-        if not below.is_dir():
-            continue
-        for file in below.iterdir():
-            if file.name not in seen and file.is_file() and not file.is_symlink():
-                shutil.copy2(file, log / file.name)
-            seen.add(file.name)
+    for directory in found.real:
+        for name in os.listdir(directory):
+            if name not in seen and stat.S_ISREG((directory / name).lstat().st_mode):
+                with (directory / name).open("rb", opener=_without_links) as source, (log / name).open("xb") as target:
+                    shutil.copyfileobj(source, target)
+            seen.add(name)
+
+
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def _make_directories(upper: Path) -> None:
