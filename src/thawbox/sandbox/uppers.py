@@ -65,15 +65,12 @@ def _bring_log(lowers: tuple[Path, ...], private: Path) -> None:
         return
     seen: set[str] = set()
     for directory in found.real:
-        for name in os.listdir(directory):
-            if name not in seen and stat.S_ISREG((directory / name).lstat().st_mode):
-                with (directory / name).open("rb", opener=_without_links) as source, (log / name).open("xb") as target:
-                    shutil.copyfileobj(source, target)
-            seen.add(name)
-
-
-def _without_links(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+        for file in directory.iterdir():
+            if file.name not in seen and stat.S_ISREG(file.lstat().st_mode):
+                source = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                with os.fdopen(source, "rb") as content, (log / file.name).open("xb") as target:
+                    shutil.copyfileobj(content, target)
+            seen.add(file.name)
 
 
 def _make_directories(upper: Path) -> None:
