@@ -70,6 +70,7 @@ def _bring_log(lowers: tuple[Path, ...], private: Path) -> None:
                 source = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
                 with os.fdopen(source, "rb") as content, (log / file.name).open("xb") as target:
                     shutil.copyfileobj(content, target)
+                    os.fchmod(target.fileno(), stat.S_IMODE(os.fstat(source).st_mode))
             seen.add(file.name)
 
 
