@@ -1,0 +1,56 @@
+"""`run --attach`: the main program's output here, its exit status ours."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from thawbox.cli import exit_status
+from thawbox.errors import SandboxNotFound
+from thawbox.host.init_wire import Stream
+from thawbox.lifecycle import ALIVE
+from thawbox.sandbox.observe import ending_of
+
+if TYPE_CHECKING:
+    from thawbox.host.init_log import LogRecord
+    from thawbox.node import Node
+    from thawbox.sandbox import Sandbox
+
+
+def write_record(record: LogRecord, content: bytes) -> None:
+    """What the program printed, to the stream it went to; init's own words to stderr."""
+    target = sys.stdout.buffer if record.stream is Stream.STDOUT else sys.stderr.buffer
+    target.write(content)
+    target.flush()
+
+
+def follow_to_end(node: Node, sandbox: Sandbox, *, remove: bool) -> int:
+    """Print what the main program prints until it ends; its exit status. Interrupted, the sandbox runs on.
+
+    With `remove` the sandbox is gone afterwards, in every case.
+    """
+    with contextlib.ExitStack() as undo:
+        if remove:
+            undo.callback(_remove, sandbox)
+        try:
+            for printed in sandbox.logs(follow=True):
+                write_record(printed, printed.content)
+        except KeyboardInterrupt:
+            if not remove:
+                click.echo(f"thawbox: {sandbox.name} runs on; `thawbox stop {sandbox.name}` ends it", err=True)
+            return exit_status.INTERRUPTED
+        record = sandbox.record
+        status = ending_of(node.context, record).status
+        if status is None:
+            click.echo(f"thawbox: {sandbox.name}: {record.ended_why}", err=True)
+            return 128 + 9
+        return os.EX_OK if record.phase in ALIVE else status
+
+
+def _remove(sandbox: Sandbox) -> None:
+    with contextlib.suppress(SandboxNotFound):
+        sandbox.remove(force=True)

@@ -1,0 +1,133 @@
+"""`checkpoint`, `restore`, `clone`, `fork`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from thawbox.cli.names import opened, sandbox_argument, snapshot_argument
+from thawbox.cli.output import human_ms, human_size, json_option, print_json, print_table, progress_of
+
+if TYPE_CHECKING:
+    from thawbox.sandbox import CheckpointReport, RestoreTimes, Sandbox, Snapshot
+
+_count_option = click.option(
+    "-n", "--count", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="How many."
+)
+_names_option = click.option(
+    "--name", "clone_name", default="", help="Name of the clone; with -n, NAME-1, NAME-2, … Default: made up."
+)
+
+
+@click.command("checkpoint", short_help="Make a snapshot of a sandbox.")
+@sandbox_argument
+@click.option("--name", "tag", default="", metavar="TAG", help="A name for the snapshot; moves here if it is taken.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label for the snapshot. Repeatable.")
+@click.option("--stop", is_flag=True, help="Do not let it run on: it is then suspended, to be restored.")
+@json_option
+def checkpoint_command(name: str, tag: str, labels: tuple[str, ...], stop: bool, as_json: bool) -> None:
+    """Make a snapshot of a running or frozen sandbox: memory, processes, descriptors, files. Prints its id.
+
+    The sandbox is frozen while it is dumped and runs on at once; the answer comes when the snapshot is durable. If
+    it fails, the sandbox runs on as it was.
+
+    With --json: {"id", "parent", "kind" (full or delta), "frozen_ms", "total_ms", "bytes"}.
+    """
+    from thawbox.cli.spec_text import read_labels
+
+    with opened() as node:
+        snapshot = node.sandbox(name).checkpoint(stop=stop, name=tag, labels=read_labels(labels))
+    report = snapshot.report
+    assert report is not None  # noqa: S101 - a snapshot just made has one
+    if as_json:
+        print_json(report_as_object(report))
+        return
+    click.echo(snapshot.id)
+    frozen, size = human_ms(report.frozen_ms), human_size(report.bytes)
+    click.echo(f"{report.kind.value}, {size}, frozen for {frozen} of {human_ms(report.total_ms)}", err=True)
+
+
+def report_as_object(report: CheckpointReport) -> dict[str, object]:
+    """A checkpoint as JSON shows it."""
+    return {
+        "id": report.id,
+        "parent": report.parent,
+        "kind": report.kind.value,
+        "frozen_ms": round(report.frozen_ms, 3),
+        "total_ms": round(report.total_ms, 3),
+        "bytes": report.bytes,
+    }
+
+
+def _restored(sandbox: Sandbox, times: RestoreTimes) -> dict[str, object]:
+    return {
+        "id": sandbox.id,
+        "name": sandbox.name,
+        "restore_ms": round(times.restore_ms, 3),
+        "ready_ms": round(times.ready_ms, 3),
+    }
+
+
+@click.command("restore", short_help="Bring the sandbox of a snapshot back.")
+@snapshot_argument
+@json_option
+def restore_command(reference: str, as_json: bool) -> None:
+    """Bring back the very sandbox that a snapshot was made of: same id, name, address and limits. Prints its name.
+
+    Refused while that sandbox runs: stop it first, or make a clone. If it fails, nothing has changed.
+
+    With --json: {"id", "name", "restore_ms" (until it ran), "ready_ms" (until it answered)}.
+    """
+    with opened() as node:
+        sandbox, times = node.snapshot(reference).restore()
+    if as_json:
+        print_json(_restored(sandbox, times))
+    else:
+        click.echo(sandbox.name)
+        click.echo(f"runs after {human_ms(times.restore_ms)}, answers after {human_ms(times.ready_ms)}", err=True)
+
+
+@click.command("clone", short_help="Make new sandboxes from a snapshot.")
+@snapshot_argument
+@_count_option
+@_names_option
+@json_option
+def clone_command(reference: str, count: int, clone_name: str, as_json: bool) -> None:
+    """Make new sandboxes that go on from a snapshot, each with its own id, name, host name, network and files.
+
+    Prints their names. If one fails, none is left.
+
+    With --json: {"sandboxes": [{"id", "name", "restore_ms", "ready_ms"}]}.
+    """
+    with opened() as node:
+        _clone(node.snapshot(reference), count, clone_name, as_json=as_json)
+
+
+@click.command("fork", short_help="Checkpoint a sandbox and clone it.")
+@sandbox_argument
+@_count_option
+@_names_option
+@json_option
+def fork_command(name: str, count: int, clone_name: str, as_json: bool) -> None:
+    """Checkpoint a running sandbox and make clones of it, which run beside it. Prints their names.
+
+    With --json: {"sandboxes": [{"id", "name", "restore_ms", "ready_ms"}], "snapshot": {…as checkpoint…}}.
+    """
+    with opened() as node:
+        snapshot = node.sandbox(name).checkpoint()
+        _clone(snapshot, count, clone_name, as_json=as_json)
+
+
+def _clone(snapshot: Snapshot, count: int, name: str, *, as_json: bool) -> None:
+    with progress_of("cloning", count) as advance:
+        clones = snapshot.clones_timed(count, name=name, progress=advance)
+    made = [_restored(sandbox, times) for sandbox, times in clones]
+    if as_json:
+        of_fork = {"snapshot": report_as_object(snapshot.report)} if snapshot.report is not None else {}
+        print_json({"sandboxes": made, **of_fork})
+    elif count == 1:
+        click.echo(clones[0][0].name)
+    else:
+        rows = [(sandbox.name, sandbox.id, human_ms(times.ready_ms)) for sandbox, times in clones]
+        print_table(("NAME", "ID", "ANSWERED AFTER"), rows)

@@ -1,0 +1,99 @@
+"""What the commands share in speaking: JSON or words, sizes, ages, tables, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import click
+
+_Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_STATE_COLOURS = {"running": "green", "frozen": "cyan", "lost": "red", "suspended": "blue"}
+
+
+def _wanted(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
+    return value or bool(ctx.find_root().params.get("as_json"))
+
+
+def json_option(command: _Decorated) -> _Decorated:
+    """Give a command `--json` (as the parameter `as_json`) and `--verbose`."""
+    with_json = click.option("--json", "as_json", is_flag=True, callback=_wanted, help="Print one JSON object.")
+    verbose = click.option("--verbose", is_flag=True, expose_value=False, help="With an error, show the engine's log.")
+    return with_json(verbose(command))
+
+
+def print_json(answer: Mapping[str, object]) -> None:
+    """The one object that a command with `--json` prints on stdout."""
+    json.dump(answer, sys.stdout, default=str, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def human_size(size: float | None) -> str:
+    """Bytes as a person reads them: `64.0 MiB`; `-` for None."""
+    if size is None:
+        return "-"
+    for unit in _UNITS[:-1]:
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} {_UNITS[-1]}"
+
+
+def human_duration(seconds: float) -> str:
+    """A span of time in its largest fitting unit: `42s`, `7m`, `3h`, `12d`."""
+    for limit, unit, size in ((120, "s", 1), (7200, "m", 60), (172_800, "h", 3600)):
+        if seconds < limit:
+            return f"{max(0, seconds) / size:.0f}{unit}"
+    return f"{seconds / 86_400:.0f}d"
+
+
+def human_age(moment: float) -> str:
+    """How long ago `moment` (seconds since 1970) was."""
+    return human_duration(time.time() - moment)
+
+
+def human_ms(milliseconds: float) -> str:
+    """Milliseconds with as many digits as mean something."""
+    return f"{milliseconds:.1f} ms" if milliseconds < 100 else f"{milliseconds:.0f} ms"
+
+
+def timestamp(moment: float | None) -> str | None:
+    """A moment (seconds since 1970) as JSON carries it: ISO 8601 in UTC, with milliseconds."""
+    if moment is None:
+        return None
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def coloured_state(state: str) -> str:
+    """The word for a state; in its colour on a terminal."""
+    return click.style(state, fg=_STATE_COLOURS.get(state)) if sys.stdout.isatty() else state
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Aligned columns; the head in bold on a terminal."""
+    widths = [max(len(click.unstyle(row[column])) for row in (head, *rows)) for column in range(len(head))]
+    for number, row in enumerate((head, *rows)):
+        padded = [cell + " " * (width - len(click.unstyle(cell))) for cell, width in zip(row, widths, strict=True)]
+        line = "   ".join(padded).rstrip()
+        click.echo(click.style(line, bold=True) if number == 0 and sys.stdout.isatty() else line)
+
+
+@contextlib.contextmanager
+def progress_of(what: str, total: int) -> Generator[Callable[[], None]]:
+    """A progress bar on stderr for `total` steps, where somebody looks at it; call what it gives after each step."""
+    if total < 2 or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda: progress.advance(task)
