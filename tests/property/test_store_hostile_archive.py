@@ -31,7 +31,7 @@ from thawbox.store.unpack import check_index
 COMPAT = Compat(arch="x86_64", kernel="6.18.44", engine="criu 4.2.1")
 ROOT = Entry(b"", "d", 0o755, 0, 0, 0)
 DIGEST = hashlib.sha256(b"content").digest()
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -71,9 +72,11 @@ def unchanged(root: Path, marks: Sequence[Mark]) -> bool:
 def settle(found: os.stat_result) -> None:
     """Wait out the clock tick in which a file was last changed, so that any later change gets another time stamp.
 
-    Without this a write right after hashing could leave the mark as it was. Costs at most 20 ms per pass.
+    Without this a write right after hashing could leave the mark as it was. Costs at most 20 ms per pass. Of a
+    directory only the modification time counts: the other is that of its own renaming, which adds no names to it.
     """
-    age = time.time_ns() - found.st_ctime_ns
+    changed = found.st_mtime_ns if stat.S_ISDIR(found.st_mode) else found.st_ctime_ns
+    age = time.time_ns() - changed
     if 0 <= age < _TIMESTAMP_TICK_NS:
         time.sleep((_TIMESTAMP_TICK_NS - age) / 1e9)
 

@@ -21,10 +21,10 @@ from thawbox.host.files import locked, names_in, private_directory, remove_tree,
 from thawbox.model import SnapshotId
 from thawbox.store.backends import Backend
 from thawbox.store.codec import Codec
-from thawbox.store.layers import content_bytes
+from thawbox.store.layers import content_bytes, scan_tree
 from thawbox.store.manifest import DIGEST_PATTERN
 from thawbox.store.pack import Chunk, File, Slice, Stream, read_slices, slices, write_slices
-from thawbox.store.put import NewLayer, finish, wrap_tree
+from thawbox.store.put import NewLayer, finish, seal_layer
 from thawbox.store.refs import Facts
 from thawbox.store.seal import check_signature, sealer_of
 from thawbox.store.sources import LayerThere, SnapshotThere, Sources
@@ -122,8 +122,8 @@ class _Puller:
     def _layer(self, root: Path, digest: str, there: LayerThere) -> NewLayer:
         wrapper = root / f"layer-{digest}"
         if (wrapper / "index").exists():  # an earlier pull got this far
-            layer = wrap_tree(wrapper, catalog=self.store.catalog)
-            if layer is not None and layer.digest == digest:
+            layer = seal_layer(wrapper, scan_tree(wrapper / "tree"))
+            if layer.digest == digest:
                 return layer
             remove_tree(wrapper)
         remove_tree(wrapper / "tree")
@@ -132,8 +132,8 @@ class _Puller:
         build_tree(there.index, content, wrapper / "tree")
         remove_tree(content)
         sync_tree(wrapper / "tree")
-        layer = wrap_tree(wrapper, catalog=self.store.catalog)
-        if layer is None or layer.digest != digest:
+        layer = seal_layer(wrapper, scan_tree(wrapper / "tree"))
+        if layer.digest != digest:
             remove_tree(wrapper)
             raise CorruptSnapshot(f"layer {digest[:12]}: what was unpacked is not what its index describes")
         return layer

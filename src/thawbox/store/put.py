@@ -11,6 +11,7 @@ Nothing before the last rename is visible as a snapshot; what is left of a dead 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from thawbox.host.files import names_in, rename_durably, sync_tree, write_durabl
 from thawbox.model import SnapshotId
 from thawbox.store.catalog import Catalog, Layout
 from thawbox.store.digests import Mark
-from thawbox.store.layers import encode_index, is_bare, layer_digest, scan_tree
+from thawbox.store.layers import Scan, encode_index, is_bare, layer_digest, scan_tree
 from thawbox.store.manifest import (
     FORMAT,
     SIGNATURE,
@@ -61,15 +62,20 @@ def prepare(
 ) -> Prepared:
     """Hash and flush what was staged and write its manifest beside it. Slow, takes no lock, changes nothing visible."""
     check_draft(draft)
-    sync_tree(staging.images)
+    wrappers = _wrap_trees(staging)
+    with ThreadPoolExecutor(1, thread_name_prefix="flush") as beside:  # the disk writes while the processor hashes
+        flushed = beside.submit(sync_tree, staging.path)
+        scans = {name: scan_tree(wrapper / "tree") for name, wrapper in wrappers.items()}
+        files, links, image_marks = scan_images(staging.images)
+        flushed.result()
     layers = {name: tuple(digests) for name, digests in draft.layers.items()}
     new_layers: list[NewLayer] = []
-    for name in sorted(names_in(staging.layer)):
-        layer = _wrap_layer(staging, name, beneath=layers.get(name, ()), catalog=catalog)
-        if layer is not None:
-            new_layers.append(layer)
-            layers[name] = (*layers.get(name, ()), layer.digest)
-    files, links, image_marks = scan_images(staging.images)
+    for name, scan in scans.items():
+        beneath = layers.get(name, ())
+        if beneath and is_bare(scan.index, catalog.index(beneath[-1])):
+            continue
+        new_layers.append(seal_layer(wrappers[name], scan))
+        layers[name] = (*beneath, new_layers[-1].digest)
     manifest = Manifest(
         format=FORMAT, kind=draft.kind, parent=draft.parent, created_at=created_at, files=files, layers=layers,
         compat=draft.compat, links=links, flattens=draft.flattens, body=dict(draft.body),
@@ -97,23 +103,20 @@ def finish(
     return Prepared(staging, snapshot, manifest, new_layers, tuple(snapshot_marks(staging.path, image_marks)))
 
 
-def _wrap_layer(staging: Staging, name: str, *, beneath: tuple[str, ...], catalog: Catalog) -> NewLayer | None:
-    """Hash one staged tree; None if it changes nothing over the layers beneath."""
-    if not TREE_NAME_PATTERN.fullmatch(name):
-        raise InvalidRequest(f"{name!r} is no name for a layer tree")
-    tree = staging.layer / name
-    sync_tree(tree)
-    wrapper = staging.path / f"layer-{name}"
-    wrapper.mkdir(mode=0o700)
-    tree.rename(wrapper / "tree")
-    return wrap_tree(wrapper, beneath=beneath, catalog=catalog)
+def _wrap_trees(staging: Staging) -> dict[str, Path]:
+    """Move each staged tree into the directory that will be renamed into `layers/`; by overlay name, sorted."""
+    wrappers: dict[str, Path] = {}
+    for name in sorted(names_in(staging.layer)):
+        if not TREE_NAME_PATTERN.fullmatch(name):
+            raise InvalidRequest(f"{name!r} is no name for a layer tree")
+        wrappers[name] = staging.path / f"layer-{name}"
+        wrappers[name].mkdir(mode=0o700)
+        (staging.layer / name).rename(wrappers[name] / "tree")
+    return wrappers
 
 
-def wrap_tree(wrapper: Path, *, beneath: tuple[str, ...] = (), catalog: Catalog) -> NewLayer | None:
-    """Hash `wrapper/tree` and write `wrapper/index`; None if the tree changes nothing over the layers beneath."""
-    scan = scan_tree(wrapper / "tree")
-    if beneath and is_bare(scan.index, catalog.index(beneath[-1])):
-        return None
+def seal_layer(wrapper: Path, scan: Scan) -> NewLayer:
+    """Write the index of a scanned, flushed `wrapper/tree` beside it: the layer is complete but for its place."""
     content = encode_index(scan.index)
     write_durably(wrapper / "index", content)
     return NewLayer(layer_digest(content), wrapper, tuple(layer_marks(wrapper, scan.marks)))
