@@ -20,12 +20,14 @@ from thawbox.host.files import remove_tree
 from thawbox.host.inside import open_inside
 from thawbox.host.mounts import OverlayMount, ShellPlan, shell_steps
 from thawbox.host.namespaces import destroy_shell, reap, start_shell
-from thawbox.host.proc import send_signal, start_time
+from thawbox.host.proc import send_signal, start_time, wait_gone
 from thawbox.host.rootfs import Rootfs, RootfsKind, reopen, resolve
 from thawbox.model import Net, Spec
 from thawbox.sandbox.context import Context
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.uppers import PRIVATE, overlay_name, prepare_upper
+
+_END_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,8 @@ def remove_remains(context: Context, record: Record) -> None:
     cgroup = context.cgroup(record.id)
     cgroup.kill_all()  # thaws what was frozen: a frozen task dies only then, and pid 1 waits for all of them
     if record.keeper_pid:
+        # It left its cgroup when it began to end, and is no child to be collected until it has ended.
+        wait_gone(record.keeper_pid, started=record.keeper_started, timeout=_END_SECONDS)
         reap(record.keeper_pid, block=False)
     cgroup.remove()
     _remove_network(context, record)
