@@ -19,7 +19,7 @@ from thawbox.engines.criu import CriuEngine, CriuProgram
 from thawbox.errors import Unsupported
 from thawbox.host import network
 from thawbox.host.cgroup import remove_node_group
-from thawbox.host.cgroup_layout import detect_layout
+from thawbox.host.cgroup_layout import Layout, detect_layout
 from thawbox.host.files import private_directory
 from thawbox.host.seccomp import capability_mask, compile_filter
 from thawbox.model import SnapshotId, Spec
@@ -41,7 +41,12 @@ class Node:
     """
 
     def __init__(
-        self, settings: Settings | None = None, *, engine: Engine | None = None, now: Callable[[], float] = time.time
+        self,
+        settings: Settings | None = None,
+        *,
+        engine: Engine | None = None,
+        layout: Layout | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings or load_settings()
         if os.geteuid() != 0:
@@ -58,7 +63,7 @@ class Node:
                 journal=journal,
                 store=store,
                 engine=engine or _criu_engine(self.settings, programs),
-                layout=detect_layout(),
+                layout=layout or detect_layout(),
                 programs=programs,
                 capabilities=capability_mask(),
                 seccomp_filter=compile_filter(private_directory(home / "seccomp")),
