@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from thawbox.errors import BrokenChain, CorruptSnapshot, InvalidRequest, LockTimeout, SnapshotNotFound
+from thawbox.errors import (
+    BrokenChain,
+    CorruptSnapshot,
+    DumpFailed,
+    InvalidRequest,
+    LockTimeout,
+    SnapshotNotFound,
+    Unavailable,
+)
 from thawbox.model import SnapshotId, SnapshotKind
 from thawbox.store import Compat, Draft, Record, Store, parent_link
 
@@ -260,6 +268,32 @@ def test_the_outcome_of_a_put_can_be_asked_for_by_its_token(store: Store) -> Non
     failed = store.outcome("0123456789abcdef")
     assert failed is not None
     assert (failed.id, failed.error) == (None, "disk full")
+
+
+def test_waiting_for_a_put_ends_with_its_snapshot_its_error_or_its_death(store: Store) -> None:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with Store(store.layout.root) as mine:
+            staging = mine.begin()
+            os.write(writing, staging.token.encode())
+            os.write(writing, mine.put(staging, Draft(SnapshotKind.FULL, COMPAT)).id.encode())
+        os._exit(0)
+    token = os.read(reading, 16).decode()
+    snapshot = store.wait(token, timeout=60.0)
+    assert snapshot == os.read(reading, 64).decode()
+    assert os.waitpid(child, 0)[1] == 0
+    os.close(reading)
+    os.close(writing)
+    with store.stage() as staging:
+        assert store.pending() == {staging.token}
+        with pytest.raises(Unavailable):
+            store.wait(staging.token, timeout=0.0)
+        store.record_failure(staging.token, "the disk is full")
+        with pytest.raises(DumpFailed, match="the disk is full"):
+            store.wait(staging.token, timeout=60.0)
+    with pytest.raises(SnapshotNotFound):
+        store.wait("0" * 16, timeout=60.0)
 
 
 def test_another_process_can_take_over_a_staging(store: Store) -> None:

@@ -19,11 +19,12 @@ from thawbox.errors import CorruptSnapshot, InvalidRequest
 from thawbox.host.files import fsync_path, rename_durably
 from thawbox.model import SnapshotId
 from thawbox.store.codec import Codec
+from thawbox.store.listing import Record
 from thawbox.store.pull import pull, remote_snapshots
 from thawbox.store.push import push
 from thawbox.store.seal import sealer_of
 from thawbox.store.sources import Sources
-from thawbox.store.store import Record, Store
+from thawbox.store.store import Store
 from thawbox.store.transfer import OnProgress, TransferReport
 
 MAX_OBJECTS = 1_000_000

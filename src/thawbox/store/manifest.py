@@ -45,6 +45,7 @@ class FileEntry:
 class Manifest:
     """Everything a snapshot consists of. `layers` lists, base first, the layer digests of each overlay by name.
 
+    `own_layers` are those of them that came with this snapshot; the others an earlier one brought.
     `links` are symbolic links among the engine's files; the only one allowed points to the parent's images.
     `flattens` names the delta whose chain this full snapshot holds rewritten as one. `body` belongs to the sandbox
     layer and means nothing to the store.
@@ -57,6 +58,7 @@ class Manifest:
     files: dict[str, FileEntry]
     layers: dict[str, tuple[str, ...]]
     compat: Compat
+    own_layers: tuple[str, ...] = ()
     links: dict[str, str] = field(default_factory=dict[str, str])
     flattens: SnapshotId | None = None
     body: dict[str, object] = field(default_factory=dict[str, object])
@@ -144,6 +146,8 @@ def manifest_fault(manifest: Manifest) -> str | None:
     for name, digests in manifest.layers.items():
         if not TREE_NAME_PATTERN.fullmatch(name) or not all(DIGEST_PATTERN.fullmatch(digest) for digest in digests):
             return f"has an impossible layer list {name!r}"
+    if not set(manifest.own_layers) <= {digest for digests in manifest.layers.values() for digest in digests}:
+        return "has a layer of its own that it does not use"
     return None
 
 

@@ -22,6 +22,7 @@ from thawbox.model import SnapshotId
 from thawbox.store.backends import Backend
 from thawbox.store.codec import Codec
 from thawbox.store.layers import content_bytes, scan_tree
+from thawbox.store.listing import MIN_PREFIX
 from thawbox.store.manifest import DIGEST_PATTERN
 from thawbox.store.pack import Chunk, File, Slice, Stream, read_slices, slices, write_slices
 from thawbox.store.put import NewLayer, finish, seal_layer
@@ -29,7 +30,7 @@ from thawbox.store.refs import Facts
 from thawbox.store.seal import check_signature, sealer_of
 from thawbox.store.sources import LayerThere, SnapshotThere, Sources
 from thawbox.store.staging import Staging
-from thawbox.store.store import MIN_PREFIX, Store, checked_ref_name
+from thawbox.store.store import Store, checked_ref_name
 from thawbox.store.transfer import THREADS, OnProgress, Tally, TransferReport, side_by_side
 from thawbox.store.unpack import build_tree
 from thawbox.store.verify import images_problems

@@ -67,6 +67,16 @@ def taken_over(staging: Staging) -> Staging:
     return Staging(staging.path.rename(staging.path.with_name(name)))
 
 
+def pending(snapshots: Path) -> frozenset[str]:
+    """Tokens of the puts under way: staging directories whose owner lives."""
+    tokens: set[str] = set()
+    for name in names_in(snapshots):
+        match = _PATTERN.fullmatch(name)
+        if match and match[1] == "staging" and _owner_lives(int(match[2]), int(match[3]), match[4]):
+            tokens.add(match[5])
+    return frozenset(tokens)
+
+
 def sweep(snapshots: Path) -> int:
     """Remove staging and trash directories whose owner is dead; returns how many. A living owner's is left alone."""
     removed = 0

@@ -18,37 +18,24 @@ from pathlib import Path
 from typing import Self
 
 from thawbox.chain import Link
-from thawbox.errors import CorruptSnapshot, InvalidRequest, LockTimeout, SnapshotNotFound
+from thawbox.errors import CorruptSnapshot, DumpFailed, InvalidRequest, LockTimeout, SnapshotNotFound, Unavailable
 from thawbox.host.files import locked, remove_tree
 from thawbox.model import SnapshotId, checked_name
 from thawbox.store.catalog import Catalog, Layout
+from thawbox.store.listing import Listing, Record
 from thawbox.store.manifest import DIGEST_PATTERN, SIGNATURE, Draft, Manifest
 from thawbox.store.put import Prepared, check_named_parts, commit, prepare
 from thawbox.store.refs import Facts, Outcome, Refs
 from thawbox.store.removal import GcReport, Remover, remove_stale_incoming
 from thawbox.store.seal import MAX_SIGNATURE_BYTES, NO_KEYS, Keys, check_signature, sign
-from thawbox.store.staging import Staging, new_staging, sweep, taken_over
+from thawbox.store.staging import Staging, new_staging, pending, sweep, taken_over
 from thawbox.store.verify import Memory, Problem, Verifier, layer_problems
 
-MIN_PREFIX = 6
-"""Hex digits from which a prefix of an id is taken for one."""
-
 _OUTCOMES_KEPT = 7 * 24 * 3600.0
+_WAIT_STEP = 0.02
+"""Seconds between two looks at a put of another process, which says nothing when it ends."""
 _INCOMING_KEPT = 24 * 3600.0
 """Seconds after which what is left of an interrupted pull is no longer worth resuming."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A committed snapshot: what it is, and what is said about it. `bytes` are its images and its topmost layers.
-
-    That is what the snapshot added, roughly: layers further down came with an earlier one.
-    """
-
-    id: SnapshotId
-    manifest: Manifest
-    facts: Facts
-    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +60,7 @@ class Store:
         self.catalog = Catalog(self.layout)
         self.memory = Memory(self.layout.verified)
         self.keys = keys
+        self._listing = Listing(self.catalog, self.refs)
         self._verifier = Verifier(self.layout, self.catalog, self.memory, now)
         self.now = now
         self._lock_timeout = lock_timeout
@@ -206,6 +194,30 @@ class Store:
             return None
         return outcome
 
+    def pending(self) -> frozenset[str]:
+        """Tokens of the puts that are under way in living processes."""
+        return pending(self.layout.snapshots)
+
+    def wait(self, token: str, *, timeout: float) -> SnapshotId:
+        """Wait until the put with this token has ended, in whatever process; returns its snapshot.
+
+        Raises Unavailable after `timeout` seconds, DumpFailed with the error in words if it failed, and
+        SnapshotNotFound if it is unknown or its process died before the end.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            is_under_way = token in self.pending()  # asked first: it may end between the two questions
+            outcome = self.outcome(token)
+            if outcome is not None and outcome.id is not None:
+                return outcome.id
+            if outcome is not None:
+                raise DumpFailed(f"the checkpoint {token} failed: {outcome.error}")
+            if not is_under_way:
+                raise SnapshotNotFound(f"the checkpoint {token} is unknown, or ended before its snapshot was whole")
+            if time.monotonic() >= deadline:
+                raise Unavailable(f"the checkpoint {token} is not durable after {timeout:g} s")
+            time.sleep(_WAIT_STEP)
+
     # Looking
 
     def resolve(self, ref: str) -> SnapshotId:
@@ -213,73 +225,26 @@ class Store:
 
         Raises SnapshotNotFound, or InvalidRequest listing the candidates when a prefix is ambiguous.
         """
-        if DIGEST_PATTERN.fullmatch(ref) and self.catalog.exists(SnapshotId(ref)):
-            return SnapshotId(ref)
-        for snapshot in self.refs.named(ref):
-            if self.catalog.exists(snapshot):
-                return snapshot
-        found: list[SnapshotId] = []
-        if len(ref) >= MIN_PREFIX and all(char in "0123456789abcdef" for char in ref):
-            found = sorted(snapshot for snapshot in self.catalog.ids() if snapshot.startswith(ref))
-        if len(found) > 1:
-            shown = ", ".join(snapshot[: len(ref) + 6] for snapshot in found[:4])
-            raise InvalidRequest(f"{ref!r} is ambiguous: {shown}", remediation="give more digits of the id")
-        if not found:
-            raise SnapshotNotFound(f"no snapshot has the name or id {ref[:80]!r}")
-        return found[0]
+        return self._listing.resolve(ref)
 
     def manifest(self, snapshot: SnapshotId) -> Manifest:
         return self.catalog.manifest(snapshot)
 
     def record(self, snapshot: SnapshotId) -> Record:
         """One snapshot with its names and times; raises SnapshotNotFound or CorruptSnapshot."""
-        manifest = self.catalog.manifest(snapshot)
-        return self._record(snapshot, manifest, self.refs.facts(snapshot).get(snapshot, Facts()), self._names())
+        return self._listing.record(snapshot)
 
     def records(self) -> tuple[Record, ...]:
         """Every usable snapshot, oldest first. One with a damaged manifest is left out; `verify` names it."""
-        readable, _ = self.catalog.manifests()
-        facts, names = self.refs.facts(), self._names()
-        found = [self._record(one, manifest, facts.get(one, Facts()), names) for one, manifest in readable.items()]
-        return tuple(sorted(found, key=lambda record: (record.manifest.created_at, record.id)))
+        return self._listing.records()
 
-    def _record(
-        self, snapshot: SnapshotId, manifest: Manifest, facts: Facts, names: Mapping[SnapshotId, tuple[str, ...]]
-    ) -> Record:
-        tops = {digests[-1] for digests in manifest.layers.values() if digests}
-        size = manifest.images_bytes + sum(self.catalog.layer_bytes(digest) for digest in tops)
-        return Record(snapshot, manifest, replace(facts, names=names.get(snapshot, ())), size)
-
-    def _names(self) -> dict[SnapshotId, tuple[str, ...]]:
-        """Names by snapshot. A name belongs to the newest snapshot it was given to that exists."""
-        found: dict[SnapshotId, tuple[str, ...]] = {}
-        for name, targets in sorted(self.refs.names().items()):
-            owner = next((one for one in targets if self.catalog.exists(one)), None)
-            if owner is not None:
-                found[owner] = (*found.get(owner, ()), name)
-        return found
+    def links(self) -> list[Link]:
+        """Every snapshot with a readable manifest, as the rules in `chain` see it."""
+        return self._listing.links()
 
     def chain(self, snapshot: SnapshotId) -> tuple[SnapshotId, ...]:
         """Ids of the chain that ends in `snapshot`, base first; raises BrokenChain naming a missing link."""
         return self.catalog.chain(snapshot)
-
-    def links(self) -> list[Link]:
-        """Every snapshot with a readable manifest, as the rules in `chain` see it."""
-        readable, _ = self.catalog.manifests()
-        facts, holders = self.refs.facts(), self.refs.holds("snapshot")
-        return [
-            Link(
-                id=snapshot,
-                parent=manifest.parent,
-                own_bytes=manifest.images_bytes,
-                layers=frozenset(digest for digests in manifest.layers.values() for digest in digests),
-                used_at=facts.get(snapshot, Facts()).used_at or manifest.created_at,
-                expires_at=facts.get(snapshot, Facts()).expires_at,
-                pinned=facts.get(snapshot, Facts()).pinned,
-                kept_by=", ".join(holders.get(snapshot, ())),
-            )
-            for snapshot, manifest in readable.items()
-        ]
 
     # Fetching
 
