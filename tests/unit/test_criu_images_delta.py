@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from thawbox.engines.criu_delta import flatten, is_clean, make_delta, make_full
-from thawbox.engines.criu_images import MAP_ANONYMOUS, MAP_PRIVATE, MM, VmaStatus, write_entries
+from thawbox.engines.criu_images import MAP_ANONYMOUS, MAP_HUGETLB, MAP_PRIVATE, MM, VmaStatus, write_entries
 from thawbox.engines.criu_pagemap import IN_PARENT, PAGE, PRESENT, Pagemap, collapse, read_pagemap, write_pagemap
 from thawbox.engines.criu_pages import Memory, read_chain
 from thawbox.engines.criu_reader import merged_pages
@@ -22,16 +22,21 @@ MM_FIELDS = ("start_code", "end_code", "start_data", "end_data", "start_stack", 
              "arg_end", "env_start", "env_end")  # fmt: skip
 
 
-def dump(images: Path, *contents: int, first: int = 16, memory: Memory = TASK) -> Path:
-    """A full images dir with one page per content, each page full of that one byte."""
+ANONYMOUS, FILE = VmaStatus.REGULAR | VmaStatus.ANON_PRIVATE, VmaStatus.REGULAR | VmaStatus.FILE_PRIVATE
+
+
+def dump(
+    images: Path, *contents: int, memory: Memory = TASK, status: VmaStatus = ANONYMOUS, flags: int = MAP_ANONYMOUS
+) -> Path:
+    """A full images dir with one page per content, each page full of that one byte, all in one private mapping."""
     images.mkdir(exist_ok=True)
-    numbers = np.arange(first, first + len(contents), dtype=np.int64)
+    numbers = np.arange(16, 16 + len(contents), dtype=np.int64)
     pages_id = 2 if memory.shared else 1
     write_pagemap(images / memory.pagemap_name, collapse(pages_id, numbers, np.full(len(numbers), PRESENT, np.uint8)))
     (images / f"pages-{pages_id}.img").write_bytes(b"".join(bytes([content]) * PAGE for content in contents))
     vma = vma_pb2.vma_entry(
-        start=0, end=1 << 40, pgoff=0, shmid=0, prot=3, flags=MAP_PRIVATE | MAP_ANONYMOUS, fd=-1,
-        status=int(VmaStatus.REGULAR | VmaStatus.ANON_PRIVATE),
+        start=0, end=1 << 40, pgoff=0, shmid=0, prot=3, flags=MAP_PRIVATE | flags, fd=-1,
+        status=int(status),
     )  # fmt: skip
     zeros = dict.fromkeys((f"mm_{name}" for name in MM_FIELDS), 0)
     write_entries(images / "mm-2.img", MM, [mm_pb2.mm_entry(**zeros, exe_file_id=1, vmas=[vma])])
@@ -63,6 +68,30 @@ def test_a_full_dump_without_zeros_is_left_as_it_is(tmp_path: Path) -> None:
     before = content_of(images)
     make_full(images)
     assert content_of(images) == before
+
+
+@pytest.mark.parametrize(
+    ("status", "flags"),
+    [
+        (ANONYMOUS, MAP_ANONYMOUS | MAP_HUGETLB),
+        (VmaStatus.REGULAR | VmaStatus.AIO_RING, 0),
+        (ANONYMOUS | VmaStatus.SHADOW_STACK, MAP_ANONYMOUS),
+        (ANONYMOUS | VmaStatus.PLUGIN, MAP_ANONYMOUS),
+    ],
+)
+def test_what_criu_reads_from_the_newest_pages_file_stays_in_it(tmp_path: Path, status: VmaStatus, flags: int) -> None:
+    base, images = (dump(tmp_path / name, 1, 0, 2, status=status, flags=flags) for name in ("base", "next"))
+    before = content_of(images)
+    report = make_delta(images, [base], parent_link="../base")
+    assert (report.changed, report.in_parent) == (0, 0)
+    assert {name: images.joinpath(name).read_bytes() for name in before} == before
+    assert is_clean(report)
+
+
+def test_a_zero_page_of_a_private_file_mapping_stays(tmp_path: Path) -> None:
+    base, images = (dump(tmp_path / name, 0, 1, status=FILE, flags=0) for name in ("base", "next"))
+    assert (make_full(base).zero, (base / "pages-1.img").stat().st_size) == (0, 2 * PAGE)
+    assert make_delta(images, [base], parent_link="../base").in_parent == 2 * PAGE
 
 
 def test_a_task_of_nothing_but_zeros_keeps_a_page(tmp_path: Path) -> None:
@@ -97,6 +126,24 @@ def test_a_delta_is_not_made_into_a_delta_again(tmp_path: Path) -> None:
             again()
     with pytest.raises(InvalidRequest):
         make_delta(base, [], parent_link="nothing")
+
+
+def test_what_one_link_lacks_is_not_looked_for_behind_it(tmp_path: Path) -> None:
+    base, between = dump(tmp_path / "base", 1), dump(tmp_path / "between", 1)
+    images = dump(tmp_path / "next", 1)
+    for directory in (base, images):
+        dump(directory, 7, 8, memory=SHARED)
+    make_delta(between, [base], parent_link="../base")
+    make_delta(images, [base, between], parent_link="../between")
+    assert read_pagemap(images / SHARED.pagemap_name).flags.tolist() == [PRESENT]
+
+
+def test_memory_that_is_gone_is_a_change(tmp_path: Path) -> None:
+    base, images = dump(tmp_path / "base", 1), dump(tmp_path / "next", 1)
+    dump(base, 7, 8, memory=SHARED)
+    report = make_delta(images, [base], parent_link="../base")
+    assert (report.changed, report.gone) == (0, 2 * PAGE)
+    assert not is_clean(report)
 
 
 def test_a_chain_with_a_link_taken_out_is_broken(tmp_path: Path) -> None:

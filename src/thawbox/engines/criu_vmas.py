@@ -32,8 +32,8 @@ def may_be_in_parent(vma: Vma) -> bool:
 
 def absent_is_zero(vma: Vma) -> bool:
     """Whether a page of the mapping that is in no pagemap restores as zeros."""
-    anonymous = vma.status & VmaStatus.ANON_PRIVATE and not vma.status & (VmaStatus.FILE_PRIVATE | _KERNEL_OWNED)
-    return bool(anonymous) and may_be_in_parent(vma)
+    anonymous = vma.status & (_PRIVATE | _KERNEL_OWNED) == VmaStatus.ANON_PRIVATE
+    return anonymous and may_be_in_parent(vma)
 
 
 def may_be_lazy(vma: Vma) -> bool:
