@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thawbox.engines import DumpReport, Place, RestoreReport
+from thawbox.engines.criu_images import read_tasks
 from thawbox.engines.criu_rpc import LOG, STDERR, CriuGone, CriuProgram, request
 from thawbox.engines.proto import rpc_pb2, stats_pb2
 from thawbox.errors import DumpFailed, EngineError, RestoreFailed, Unsupported
-from thawbox.host.namespaces import Entrance
+from thawbox.host.namespaces import PIDS_ABOVE, Entrance
 from thawbox.host.proc import run_program
 
 GHOST_LIMIT = 256 << 20
@@ -28,6 +29,9 @@ MINIMUM = (4, 2)
 """4.1 cannot dump INET sockets on current kernels, 3.17 nothing at all (shared/RUNTIME.md)."""
 
 LOG_TAIL = 30
+
+_OWN_PIDS = 256
+"""More than criu ever takes for itself during a restore."""
 
 _STATS = "stats-dump"
 _MAGIC_BYTES = 8
@@ -90,10 +94,11 @@ class CriuEngine:
         message = rpc_pb2.criu_req(type=rpc_pb2.RESTORE)
         _shared_options(message.opts, established=established)
         started = time.perf_counter()
+        entrance = Entrance(place.keeper, place.cgroup_procs, pids_above=_pids_above(images))
         with _work_directory(self.scratch, images) as work:
             try:
                 answer = request(
-                    self.program, Entrance(place.keeper, place.cgroup_procs), message, images=images, work=work,
+                    self.program, entrance, message, images=images, work=work,
                     timeout=self.timeout, on={"post-restore": before_resume},
                 )  # fmt: skip
             except CriuGone as error:
@@ -124,6 +129,18 @@ def _shared_options(options: rpc_pb2.criu_opts, *, established: bool) -> None:
     options.manage_cgroups = True
     options.manage_cgroups_mode = rpc_pb2.IGNORE
     options.network_lock = rpc_pb2.SKIP
+
+
+def _pids_above(images: Path) -> int:
+    """From where criu's own processes may take pids: as high as may be, clear of every id that the tree will have.
+
+    A tree that forks much, or was restored before, has pids everywhere.
+    """
+    taken = {number for task in read_tasks(images) for number in (task.pid, task.pgid, task.sid, *task.threads)}
+    for lowest in range(PIDS_ABOVE, _OWN_PIDS, -_OWN_PIDS):
+        if taken.isdisjoint(range(lowest, lowest + _OWN_PIDS)):
+            return lowest
+    return PIDS_ABOVE
 
 
 class _Clock:

@@ -40,10 +40,11 @@ Step = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Entrance:
-    """Namespaces to enter (by the host pid of a process in them) and cgroups to join first."""
+    """Namespaces to enter (by the host pid of a process in them), cgroups to join first, and pids to take inside."""
 
     pid: int
     cgroup_procs: tuple[Path, ...] = ()
+    pids_above: int = PIDS_ABOVE
 
 
 def encode_plan(steps: Sequence[Step]) -> bytes:
@@ -133,8 +134,8 @@ def enter_program(
     It finds `run_directory_fd` as descriptor 1000 and the descriptors in `keep` under their own numbers. The process
     returned is the launcher, which waits for the program, ends with its status and takes it along when killed.
     """
-    command = [str(launcher), "enter", str(entrance.pid), str(PIDS_ABOVE), str(binary_fd), str(run_directory_fd)]
-    command += [*map(str, entrance.cgroup_procs), "--", *argv]
+    numbers = (entrance.pid, entrance.pids_above, binary_fd, run_directory_fd)
+    command = [str(launcher), "enter", *map(str, numbers), *map(str, entrance.cgroup_procs), "--", *argv]
     return start_program(command, pass_fds=(binary_fd, run_directory_fd, *keep), stderr=stderr)
 
 
