@@ -131,18 +131,23 @@ def node_tag(home: Path) -> str:
     return hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:8]
 
 
-def find_programs(settings: Settings) -> Programs:
-    """Our built programs: from `THAWBOX_NATIVE`, this source checkout, or where they are installed.
+def locate_programs(settings: Settings) -> Programs:
+    """Where our built programs belong, there or not: `THAWBOX_NATIVE`, this source checkout, or an installation.
 
-    `THAWBOX_CRIU` replaces the criu alone. Raises Unsupported, naming the first that is missing.
+    `THAWBOX_CRIU` replaces the criu alone.
     """
     candidates = [Path(settings.native)] if settings.native else [_SOURCE_PROGRAMS, _INSTALLED_PROGRAMS]
     directory = next((path for path in candidates if path.is_dir()), candidates[0])
-    programs = Programs(
+    return Programs(
         init=directory / "thawbox-init",
         launcher=directory / "thawbox-launch",
         criu=Path(settings.criu) if settings.criu else directory / "criu",
     )
+
+
+def find_programs(settings: Settings) -> Programs:
+    """Our built programs; raises Unsupported, naming the first that is missing."""
+    programs = locate_programs(settings)
     for program in (programs.init, programs.launcher, programs.criu):
         if not os.access(program, os.X_OK):
             raise Unsupported(
