@@ -16,6 +16,7 @@ from thawbox.errors import (
     LockTimeout,
     SnapshotNotFound,
     Unavailable,
+    Unsupported,
 )
 from thawbox.model import SnapshotId, SnapshotKind
 from thawbox.store import Compat, Draft, Record, Store, parent_link
@@ -171,6 +172,27 @@ def test_a_layer_keeps_all_that_a_rootfs_cares_for(store: Store) -> None:
     assert (entries[b"dir"].uid, entries[b"dir"].gid) == (1000, 1001)
     assert entries[b"two"].target == b"one"
     store.fetch(record.id)
+
+
+def test_a_tree_too_deep_for_the_kernel_is_refused_and_leaves_nothing(store: Store) -> None:
+    with store.stage() as staging, pytest.raises(Unsupported, match="too long"):
+        (staging.layer / "root").mkdir()
+        at = os.open(staging.layer / "root", os.O_PATH)
+        for _ in range(2500):
+            os.mkdir("dd", dir_fd=at)
+            inner = os.open("dd", os.O_PATH, dir_fd=at)
+            os.close(at)
+            at = inner
+        os.close(at)
+        store.put(staging, Draft(SnapshotKind.FULL, COMPAT))
+    assert list(store.layout.snapshots.iterdir()) == []
+
+
+def test_the_size_of_a_snapshot_is_what_it_added(store: Store) -> None:
+    first = put(store, pages=b"p" * 100, tree={"a": b"1" * 10})
+    second = put(store, pages=b"p" * 200, parent=first.id, beneath=first.manifest.layers["root"])
+    third = put(store, pages=b"", parent=second.id, tree={"b": b"22"}, beneath=first.manifest.layers["root"])
+    assert [record.bytes - len(b"inventory") for record in (first, second, third)] == [110, 200, 2]
 
 
 def test_a_name_moves_to_the_newest_snapshot_and_does_not_fall_back(store: Store) -> None:

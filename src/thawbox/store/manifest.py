@@ -143,6 +143,10 @@ def manifest_fault(manifest: Manifest) -> str | None:
         allowed = manifest.parent is not None and target == parent_link(manifest.parent)
         if not allowed or not FILE_NAME_PATTERN.fullmatch(name) or name in manifest.files:
             return f"has the link {name!r} to {target!r}; only the parent's images may be linked"
+    return _layers_fault(manifest)
+
+
+def _layers_fault(manifest: Manifest) -> str | None:
     for name, digests in manifest.layers.items():
         if not TREE_NAME_PATTERN.fullmatch(name) or not all(DIGEST_PATTERN.fullmatch(digest) for digest in digests):
             return f"has an impossible layer list {name!r}"

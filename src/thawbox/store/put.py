@@ -78,7 +78,8 @@ def prepare(
         layers[name] = (*beneath, new_layers[-1].digest)
     manifest = Manifest(
         format=FORMAT, kind=draft.kind, parent=draft.parent, created_at=created_at, files=files, layers=layers,
-        compat=draft.compat, own_layers=tuple(layer.digest for layer in new_layers), links=links, flattens=draft.flattens, body=dict(draft.body),
+        own_layers=tuple(layer.digest for layer in new_layers), compat=draft.compat, links=links,
+        flattens=draft.flattens, body=dict(draft.body),
     )  # fmt: skip
     fault = manifest_fault(manifest)
     if fault:
