@@ -7,7 +7,6 @@ import os
 import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,6 +98,8 @@ def digest_files(files: Iterable[FileToHash]) -> Iterator[tuple[int, bytes]]:
     if len(big) <= 1:
         yield from ((file.key, digest_file(file.path)) for file in big)
         return
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="digest") as threads:
         digests = threads.map(digest_file, [file.path for file in big])
         yield from zip([file.key for file in big], digests, strict=True)

@@ -11,7 +11,6 @@ Nothing before the last rename is visible as a snapshot; what is left of a dead 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +62,8 @@ def prepare(
     """Hash and flush what was staged and write its manifest beside it. Slow, takes no lock, changes nothing visible."""
     check_draft(draft)
     wrappers = _wrap_trees(staging)
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(1, thread_name_prefix="flush") as beside:  # the disk writes while the processor hashes
         flushed = beside.submit(sync_tree, staging.path)
         scans = {name: scan_tree(wrapper / "tree") for name, wrapper in wrappers.items()}
