@@ -23,13 +23,13 @@ from thawbox.cli.failures import SeveralFailed, tell
 _SECTIONS = {
     "Sandboxes": {
         "run": "run", "exec": "exec", "ps": "sandboxes", "inspect": "sandboxes", "logs": "logs", "stats": "sandboxes",
-         "stop": "sandboxes", "rm": "sandboxes", "freeze": "sandboxes", "thaw": "sandboxes",
+        "cp": "copy", "stop": "sandboxes", "rm": "sandboxes", "freeze": "sandboxes", "thaw": "sandboxes",
     },
     "Snapshots": {
         "checkpoint": "checkpoints", "restore": "checkpoints", "clone": "checkpoints", "fork": "checkpoints",
         "snapshots": "snapshots",
     },
-    "This machine": {  "completion": "completion"},
+    "This machine": {"doctor": "doctor", "demo": "demo", "completion": "completion"},
 }  # fmt: skip
 _MODULES = {name: module for section in _SECTIONS.values() for name, module in section.items()}
 
