@@ -277,11 +277,12 @@ def _sum(reports: Sequence[DeltaReport], *, gone: int, other_changed: tuple[str,
 def flatten(links: Sequence[Path], out: Path) -> None:
     """Write into the empty directory `out` one full images dir that restores as the newest of `links` (base first).
 
-    Raises CorruptSnapshot or BrokenChain where a link is damaged; what stands in `out` then is of no use.
+    Raises CorruptSnapshot or BrokenChain where a link is damaged; what stands in `out` then is of no use. Not durable:
+    images are fsynced by the store that takes them.
     """
     newest = links[-1]
     for entry in newest.iterdir():
-        if entry.name != PARENT_LINK and not entry.name.startswith(("pages-", "pagemap-")):
+        if entry.is_file() and not entry.is_symlink() and not entry.name.startswith(("pages-", "pagemap-")):
             shutil.copyfile(entry, out / entry.name)
     merged = merged_pages(links)
     for memory in merged.memories:
