@@ -1,0 +1,133 @@
+"""What a pool should do next, as a pure function of what it has: how many to restore, how many to destroy, when.
+
+Rule 1: what is being made and what is being destroyed counts as owned, and owned never exceeds `limit`.
+Rule 2: parked never falls below `low` by our own doing, except where `low` equals `limit` and an old clone must go.
+Rule 3: destroying comes before its replacement only when there is no room for both.
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from thawbox.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Watermarks:
+    """Parked clones are kept between `low` and `high`; parked, leased, coming and going never exceed `limit`."""
+
+    low: int
+    high: int
+    limit: int
+
+
+def check_watermarks(marks: Watermarks) -> Watermarks:
+    """Return `marks` unchanged, or raise InvalidRequest if no pool can keep them."""
+    if not (0 <= marks.low <= marks.high <= marks.limit and marks.limit >= 1):
+        raise InvalidRequest(
+            f"low={marks.low}, high={marks.high}, limit={marks.limit} cannot be kept",
+            remediation="choose 0 <= low <= high <= limit, and a limit of at least 1",
+        )
+    return marks
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a pool has now. `fresh` and `stale` are parked clones, made from the present template and from an older.
+
+    `restoring` and `ending` are on their way in and out; `waiting` callers found nothing parked.
+    """
+
+    fresh: int = 0
+    stale: int = 0
+    restoring: int = 0
+    leased: int = 0
+    ending: int = 0
+    waiting: int = 0
+
+    @property
+    def parked(self) -> int:
+        return self.fresh + self.stale
+
+    @property
+    def owned(self) -> int:
+        return self.parked + self.restoring + self.leased + self.ending
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """How many clones to restore now, and how many parked ones of each kind to destroy."""
+
+    restore: int = 0
+    destroy_fresh: int = 0
+    destroy_stale: int = 0
+
+
+def plan(counts: Counts, marks: Watermarks, *, target: int, parallel: int, may_restore: bool = True) -> Orders:
+    """What brings the pool nearer to `target` parked clones of the present template, one for each waiter besides.
+
+    `parallel` is how many restores run at once; with `may_restore` false (backing off) none is ordered.
+    """
+    short = max(0, target + counts.waiting - counts.fresh - counts.restoring)
+    destroy_stale = _superseded(counts, marks, target=target, short=short)
+    surplus = counts.parked - destroy_stale - target if not counts.waiting else 0
+    destroy_fresh = min(counts.fresh, max(0, surplus))
+    restore = min(short, marks.limit - counts.owned, parallel - counts.restoring)
+    return Orders(max(0, restore) if may_restore else 0, destroy_fresh, destroy_stale)
+
+
+def _superseded(counts: Counts, marks: Watermarks, *, target: int, short: int) -> int:
+    """How many clones of an older template can go now: those that were replaced, or one that stands in the way."""
+    destroy = min(counts.stale, max(0, counts.parked - target))
+    if destroy or not counts.stale or not short or counts.owned < marks.limit or counts.restoring or counts.ending:
+        return destroy
+    floor = min(marks.low, marks.limit - 1)
+    return 1 if counts.parked > floor else 0
+
+
+DEMAND_WINDOW = 60.0
+"""Seconds that a peak of demand is remembered: shorter, and every lull costs restores; longer, and memory lies idle."""
+DEMAND_SPAN = 2.0
+"""Seconds within which requests count as one burst: about what refilling a handful of clones takes."""
+
+
+def parked_target(
+    requests: Sequence[float], marks: Watermarks, *, now: float,
+    window: float = DEMAND_WINDOW, span: float = DEMAND_SPAN,
+) -> int:  # fmt: skip
+    """How many clones to keep parked: the largest burst of the recent past, within `low` and `high`.
+
+    `requests` are the times of recent acquires, ascending, in the seconds of `now`.
+    """
+    recent = requests[bisect_left(requests, now - window) :]
+    burst = first = 0
+    for last, at in enumerate(recent):
+        while recent[first] < at - span:
+            first += 1
+        burst = max(burst, last - first + 1)
+    return min(max(burst, marks.low), marks.high)
+
+
+FIRST_BACKOFF = 0.25
+LONGEST_BACKOFF = 30.0
+
+
+def backoff(failures: int, rng: random.Random) -> float:
+    """Seconds to wait after `failures` restores failed in a row: doubling, capped, and half of it jitter."""
+    full = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(failures - 1, 20))
+    return full * rng.uniform(0.5, 1.0)
+
+
+SHORTEST_LULL = 0.005
+LONGEST_LULL = 0.05
+
+
+def refill_lull(rng: random.Random) -> float:
+    """Seconds between an acquire and the refill that nobody waits for.
+
+    Who has just acquired wants the CPU now; and pools of one machine that were emptied together do not refill in step.
+    """
+    return rng.uniform(SHORTEST_LULL, LONGEST_LULL)

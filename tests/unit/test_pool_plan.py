@@ -1,0 +1,89 @@
+"""What a pool does next, decided without a clock, a thread or a sandbox."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from thawbox.errors import InvalidRequest
+from thawbox.pool_plan import (
+    LONGEST_BACKOFF,
+    Counts,
+    Orders,
+    Watermarks,
+    backoff,
+    check_watermarks,
+    parked_target,
+    plan,
+    refill_lull,
+)
+
+MARKS = Watermarks(low=2, high=4, limit=8)
+
+
+def test_an_empty_pool_restores_up_to_its_target_no_more_at_once_than_it_may() -> None:
+    assert plan(Counts(), MARKS, target=3, parallel=8) == Orders(restore=3)
+    assert plan(Counts(), MARKS, target=3, parallel=2) == Orders(restore=2)
+    assert plan(Counts(restoring=2), MARKS, target=3, parallel=2) == Orders()
+
+
+def test_every_waiter_is_restored_for_beside_the_target() -> None:
+    assert plan(Counts(waiting=3), MARKS, target=2, parallel=9).restore == 5
+
+
+def test_nothing_is_restored_past_the_limit_counting_what_is_on_its_way_out() -> None:
+    assert plan(Counts(leased=5, ending=2, waiting=9), MARKS, target=2, parallel=9).restore == 1
+    assert plan(Counts(leased=6, ending=2, waiting=9), MARKS, target=2, parallel=9).restore == 0
+
+
+def test_while_backing_off_nothing_is_restored_and_surplus_still_goes() -> None:
+    assert plan(Counts(), MARKS, target=2, parallel=2, may_restore=False) == Orders()
+    assert plan(Counts(fresh=4), MARKS, target=2, parallel=2, may_restore=False) == Orders(destroy_fresh=2)
+
+
+def test_old_clones_stay_until_their_replacements_are_parked() -> None:
+    assert plan(Counts(stale=2), MARKS, target=2, parallel=1) == Orders(restore=1)
+    assert plan(Counts(stale=2, fresh=1), MARKS, target=2, parallel=1) == Orders(restore=1, destroy_stale=1)
+    assert plan(Counts(stale=1, fresh=2), MARKS, target=2, parallel=1) == Orders(destroy_stale=1)
+
+
+def test_without_room_an_old_clone_goes_first_but_not_below_low() -> None:
+    full = Watermarks(low=2, high=4, limit=4)
+    assert plan(Counts(stale=4), full, target=4, parallel=2) == Orders(destroy_stale=1)
+    assert plan(Counts(stale=3, ending=1), full, target=4, parallel=2) == Orders()
+    assert plan(Counts(stale=2, leased=2), full, target=4, parallel=2) == Orders()
+
+
+def test_a_pool_whose_low_is_its_limit_gives_up_one_clone_at_a_time() -> None:
+    tight = Watermarks(low=2, high=2, limit=2)
+    assert plan(Counts(stale=2), tight, target=2, parallel=2) == Orders(destroy_stale=1)
+    assert plan(Counts(stale=1, ending=1), tight, target=2, parallel=2) == Orders()
+    assert plan(Counts(stale=1, restoring=1), tight, target=2, parallel=2) == Orders()
+
+
+def test_the_target_is_the_largest_recent_burst_between_low_and_high() -> None:
+    assert parked_target([], MARKS, now=100) == 2
+    assert parked_target([97, 98, 98.5], MARKS, now=100) == 3
+    assert parked_target([90, 93, 96, 99], MARKS, now=100) == 2, "one at a time is no burst"
+    assert parked_target([99.0 + step / 100 for step in range(50)], MARKS, now=100) == 4
+    assert parked_target([10, 10.1, 10.2], MARKS, now=100) == 2, "forgotten"
+
+
+@pytest.mark.parametrize("marks", [(-1, 2, 3), (3, 2, 3), (1, 4, 3), (0, 0, 0)])
+def test_watermarks_that_no_pool_can_keep_are_refused(marks: tuple[int, int, int]) -> None:
+    with pytest.raises(InvalidRequest, match="cannot be kept"):
+        check_watermarks(Watermarks(*marks))
+
+
+def test_back_off_doubles_up_to_its_cap_and_is_never_the_same_for_all() -> None:
+    rng = random.Random(5)
+    waits = [backoff(failures, rng) for failures in range(1, 2000)]
+    assert 0.125 <= waits[0] <= 0.25
+    assert waits[0] < waits[3] < waits[6]
+    assert max(waits) <= LONGEST_BACKOFF
+    assert len(set(waits[20:])) > 1000
+
+
+def test_refills_of_several_pools_do_not_begin_in_step() -> None:
+    assert len({refill_lull(random.Random(seed)) for seed in range(50)}) == 50
