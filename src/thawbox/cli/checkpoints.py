@@ -25,19 +25,31 @@ _names_option = click.option(
 @click.option("--name", "tag", default="", metavar="TAG", help="A name for the snapshot; moves here if it is taken.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label for the snapshot. Repeatable.")
 @click.option("--stop", is_flag=True, help="Do not let it run on: it is then suspended, to be restored.")
+@click.option("--full", "mode", flag_value="full", help="Make a full snapshot, whatever it could be a delta of.")
+@click.option("--delta", "mode", flag_value="delta", help="Make a delta, or fail. Default: a delta where it can be.")
+@click.option("--skip-if-clean", is_flag=True, help="If nothing changed since the last one, name that one.")
+@click.option("--ttl", metavar="SPAN", help="Let gc take it after 90m, 12h, 7d, … Default: never.")
+@click.option("--pin", is_flag=True, help="Keep it, and all it depends on, from gc.")
 @json_option
-def checkpoint_command(name: str, tag: str, labels: tuple[str, ...], stop: bool, as_json: bool) -> None:
+def checkpoint_command(
+    *, name: str, tag: str, labels: tuple[str, ...], stop: bool, mode: str | None, skip_if_clean: bool,
+    ttl: str | None, pin: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Make a snapshot of a running or frozen sandbox: memory, processes, descriptors, files. Prints its id.
 
     The sandbox is frozen while it is dumped and runs on at once; the answer comes when the snapshot is durable. If
     it fails, the sandbox runs on as it was.
 
-    With --json: {"id", "parent", "kind" (full or delta), "frozen_ms", "total_ms", "bytes"}.
+    With --json: {"id", "parent", "kind" (full or delta), "frozen_ms", "total_ms", "bytes", "skipped"}.
     """
-    from thawbox.cli.spec_text import read_labels
+    from thawbox.cli.spec_text import read_labels, read_span
+    from thawbox.sandbox.checkpointing import Mode
 
     with opened() as node:
-        snapshot = node.sandbox(name).checkpoint(stop=stop, name=tag, labels=read_labels(labels))
+        snapshot = node.sandbox(name).checkpoint(
+            mode=Mode(mode or "auto"), stop=stop, skip_if_clean=skip_if_clean, name=tag, labels=read_labels(labels),
+            ttl=read_span(ttl) if ttl else None, pinned=pin,
+        )  # fmt: skip
     report = snapshot.report
     assert report is not None  # noqa: S101 - a snapshot just made has one
     if as_json:
@@ -45,6 +57,9 @@ def checkpoint_command(name: str, tag: str, labels: tuple[str, ...], stop: bool,
         return
     click.echo(snapshot.id)
     frozen, size = human_ms(report.frozen_ms), human_size(report.bytes)
+    if report.skipped:
+        click.echo("nothing changed since this snapshot, so none was made", err=True)
+        return
     click.echo(f"{report.kind.value}, {size}, frozen for {frozen} of {human_ms(report.total_ms)}", err=True)
 
 
@@ -57,6 +72,7 @@ def report_as_object(report: CheckpointReport) -> dict[str, object]:
         "frozen_ms": round(report.frozen_ms, 3),
         "total_ms": round(report.total_ms, 3),
         "bytes": report.bytes,
+        "skipped": report.skipped,
     }
 
 

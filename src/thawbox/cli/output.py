@@ -85,6 +85,21 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 @contextlib.contextmanager
+def progress_of_bytes(what: str) -> Generator[Callable[[int, int], None]]:
+    """A progress bar on stderr where somebody looks at it; call what it gives with the bytes done and in all."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
 def progress_of(what: str, total: int) -> Generator[Callable[[], None]]:
     """A progress bar on stderr for `total` steps, where somebody looks at it; call what it gives after each step."""
     if total < 2 or not sys.stderr.isatty():

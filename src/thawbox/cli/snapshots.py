@@ -9,6 +9,7 @@ import click
 from thawbox.cli import exit_status
 from thawbox.cli.names import complete_snapshot, opened, snapshot_argument
 from thawbox.cli.output import human_age, human_size, json_option, print_json, print_table, progress_of, timestamp
+from thawbox.cli.transfers import export_command, import_command, pull_command, push_command
 
 if TYPE_CHECKING:
     from thawbox.model import SnapshotId
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
     from thawbox.store import GcReport, Problem, Record, Store
 
 
-@click.group("snapshots", short_help="Look at, verify, name, keep and remove snapshots.")
+@click.group("snapshots", short_help="Look at, verify, name, keep, move and remove snapshots.")
 def snapshots_command() -> None:
-    """Look at, verify, name, keep and remove the snapshots of this node.
+    """Look at, verify, name, keep, move and remove the snapshots of this node.
 
     A snapshot is meant by its id, a beginning of it of at least six digits, or a name.
     """
@@ -51,6 +52,10 @@ def _row(stored: Record) -> tuple[str, ...]:
 
 
 _HEAD = ("ID", "NAME", "SANDBOX", "KIND", "PARENT", "SIZE", "AGE", "")
+
+
+for _transfer in (export_command, import_command, push_command, pull_command):
+    snapshots_command.add_command(_transfer)
 
 
 @snapshots_command.command("ls", short_help="List snapshots.")
