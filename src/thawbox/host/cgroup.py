@@ -105,13 +105,13 @@ class Cgroup:
 
     @property
     def keeper_procs(self) -> tuple[Path, ...]:
-        """The files into which a process writes "0" to enter the sandbox, outside the frozen part."""
-        return tuple(group / "cgroup.procs" for group in self._groups())
+        """The files into which a process of one thread writes "0" to enter the sandbox, outside the frozen part."""
+        return tuple(_entry(self._group(hierarchy), hierarchy) for hierarchy in self._hierarchies())
 
     @property
     def tree_procs(self) -> tuple[Path, ...]:
-        """The files into which a process inside the sandbox writes "0", besides, to enter the frozen part."""
-        return (self.freezer_dir / "cgroup.procs",)
+        """The files into which such a process inside the sandbox writes "0", besides, to enter the frozen part."""
+        return (_entry(self.freezer_dir, self._freezer_seat()),)
 
     @property
     def freezer_dir(self) -> Path:
@@ -296,6 +296,12 @@ class Cgroup:
             memory=used or 0, memory_peak=peak, memory_limit=limit, cpu_usec=cpu_usec,
             pids=len(self.pids()) if count is None else count, pids_limit=most, oom_kills=self.oom_kills(),
         )  # fmt: skip
+
+
+def _entry(group: Path, hierarchy: Hierarchy) -> Path:
+    """Where to write "0". `cgroup.procs` holds up every fork of the machine and waits some 10 ms for a grace period
+    of RCU; version 1's `tasks`, for the writing thread alone, takes no such lock (cgroup_procs_write_start)."""
+    return group / ("tasks" if hierarchy.version == 1 else "cgroup.procs")
 
 
 _MEMORY_FILES = {
