@@ -49,6 +49,10 @@ def exec_command(
     from thawbox.host.init_client import ExecRefused, ExecSession
     from thawbox.host.init_wire import Terminal
 
+    if command[0] == "--":  # as in `run NAME -- COMMAND`; click takes it for an argument after the first
+        command = command[1:]
+    if not command:
+        raise click.UsageError("no command was given")
     if detach and (interactive or tty):
         raise click.UsageError("--detach leaves nobody to talk to: it goes with neither -i nor -t")
     environment = read_environment(env)
