@@ -166,6 +166,8 @@ def _for_each(names: Sequence[str], act: Callable[[Sandbox], None], *, as_json: 
     done: list[dict[str, object]] = []
     failed: list[Exception] = []
     with opened() as node:
+        from thawbox.host.cgroup import remove_node_group
+
         for name in names:
             try:
                 sandbox = node.sandbox(name)
@@ -175,6 +177,8 @@ def _for_each(names: Sequence[str], act: Callable[[Sandbox], None], *, as_json: 
                 failed.append(error)
             else:
                 done.append({"id": sandbox.id, "name": sandbox.name, "state": state})
+        if removed and not node.sandboxes():
+            remove_node_group(node.context.layout, node.context.tag)
     if as_json:
         print_json({"sandboxes": done})
     elif done:

@@ -14,9 +14,9 @@ from thawbox.errors import InvalidSpec
 if TYPE_CHECKING:
     from thawbox.model import Mount, Publish, Spec
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([kmgt])(?:i?b)?|b)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([kmgt])(?:i?b)?|b)?", re.IGNORECASE | re.ASCII)
 _SHIFTS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
-_SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
@@ -54,7 +54,7 @@ def read_publish(text: str) -> Publish:
     *before, port = text.split(":")
     host_port = before.pop() if before else "0"
     address = ":".join(before) or "127.0.0.1"
-    if not (port.isdecimal() and host_port.isdecimal()):
+    if not ((port + host_port).isascii() and port.isdecimal() and host_port.isdecimal()):
         raise InvalidSpec(f"{text!r} is not a published port", remediation="give [[ADDRESS:]HOST_PORT:]PORT: 8080:80")
     return Publish(int(host_port), int(port), address)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NewType
 
-from thawbox.errors import InvalidRequest, ThawboxError
+from thawbox.errors import InvalidRequest, Unsupported
 
 SessionId = NewType("SessionId", int)
 """What a command started by `exec` is known by, from 1 up; never used twice in one sandbox. 0 is the main program."""
@@ -29,7 +29,7 @@ _MAX_GROUPS = 64
 _CONFIG_MAGIC = b"thawbox1"
 
 
-class WireError(ThawboxError):
+class WireError(Unsupported):
     """Init sent what the protocol does not know: another version, or something in the sandbox poses as init."""
 
     code = "unsupported.init"
