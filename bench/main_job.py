@@ -39,7 +39,7 @@ def main() -> None:
         scenarios = [one for one in job.scenarios() if not options.only or one.name in options.only]
         clocks = {row: clock for one in scenarios for row, clock in one.rows.items()}
         samples = run_rounds(scenarios, rounds=options.rounds, rng=random.Random(options.seed), progress=say)
-        sizes = snapshot_sizes(node)
+        sizes = {} if options.only else snapshot_sizes(node)
     print(file=sys.stderr)
     summaries = summarise(samples)
     if options.only:

@@ -1,3 +1,4 @@
+# ruff: noqa: ARG002 - bare criu has no use for some of what the protocol passes
 """The peer: CRIU's own command line, with the options thawbox gives it and its feature cache warm.
 
 Two of them. `BareCriu` is an engine: the same sandbox, the same images, namespaces made beforehand, and nothing but
@@ -57,13 +58,13 @@ class BareCriu(CriuEngine):
     def last(self) -> BareTimes:
         return self._seen[-1]
 
-    def dump(  # the options that bare criu has not are there for the protocol's sake
+    def dump(
         self,
         place: Place,
         images: Path,
         *,
         while_stopped: Callable[[], None],
-        established: bool = True,  # noqa: ARG002
+        established: bool = True,
     ) -> DumpReport:
         """As `Engine.dump`, of a tree that runs; nothing is done `while_stopped`, which bare criu has not."""
         with _work_directory(self.scratch) as work:
@@ -84,7 +85,7 @@ class BareCriu(CriuEngine):
         images: Path,
         *,
         before_resume: Callable[[], None],
-        established: bool = True,  # noqa: ARG002
+        established: bool = True,
     ) -> RestoreReport:
         with _work_directory(self.scratch) as work:
             begun = time.perf_counter()
