@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import re
 from dataclasses import dataclass, field
 from typing import NewType
@@ -56,6 +57,29 @@ class SnapshotKind(enum.Enum):
     DELTA = "delta"
 
 
+class Restart(enum.Enum):
+    """Which ends of a sandbox a supervisor answers with a restore. One that was asked for is never among them."""
+
+    NO = "no"
+    ON_FAILURE = "on-failure"
+    """Every end but exit status 0."""
+    ALWAYS = "always"
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """A question asked every `interval` seconds; `threshold` refusals in a row mean that the sandbox hangs.
+
+    `probe` is `cmd:…`, `http://…` or `tcp:PORT`; each asking may take `timeout` seconds. A TCP connection is accepted
+    by the kernel, so a deadlock shows only to the other two.
+    """
+
+    probe: str
+    interval: float = 10.0
+    timeout: float = 5.0
+    threshold: int = 3
+
+
 @dataclass(frozen=True, slots=True)
 class Mount:
     """A directory or file of the host seen inside the sandbox. `target` is absolute."""
@@ -79,7 +103,10 @@ class Spec:
     """What to run and within which limits. JSON-serialisable by msgspec; validated by `check_spec`.
 
     `memory` is bytes, `cpus` a number of cores, `pids` a number of tasks; None means no limit of our own.
-    `ready` is empty or one of `cmd:…`, `http://…`, `tcp:PORT`, `log:TEXT`, `guest`.
+    `ready` is empty or one of `cmd:…`, `http://…`, `tcp:PORT`, `log:TEXT`, `guest`. `restart`, `health` and
+    `checkpoint_every` (seconds; 0: never) are what a supervisor goes by; without one they do nothing.
+    `hooks` says who is told of checkpoints and restores: `guest` (programs that import thawbox.guest; `auto`: if there
+    are any), `http://127.0.0.1:PORT`, `cmd:COMMAND` or `none`. `hook_timeout` is seconds for each call.
     """
 
     command: tuple[str, ...]
@@ -98,10 +125,16 @@ class Spec:
     ready: str = ""
     ready_timeout: float = 60.0
     labels: dict[str, str] = field(default_factory=dict[str, str])
+    restart: Restart = Restart.NO
+    health: Health | None = None
+    checkpoint_every: float = 0.0
+    hooks: str = "auto"
+    hook_timeout: float = 30.0
 
 
 MIN_MEMORY = 4 << 20
-_READY_PREFIXES = ("cmd:", "http://", "tcp:", "log:")
+_PROBE_PREFIXES = ("cmd:", "http://", "tcp:")
+_HOOKS = re.compile(r"auto|guest|none|cmd:.+|http://(127\.0\.0\.1|localhost)(:\d{1,5})?/?", re.DOTALL)
 
 
 def check_spec(spec: Spec) -> Spec:
@@ -121,16 +154,47 @@ def check_spec(spec: Spec) -> Spec:
         _check_mount(mount)
     for publish in spec.publish:
         _check_publish(publish, spec.net)
-    if spec.ready and spec.ready != "guest" and not spec.ready.startswith(_READY_PREFIXES):
-        raise InvalidSpec(
-            f"readiness probe {spec.ready!r} is of no known kind",
-            remediation="use cmd:COMMAND, http://HOST:PORT/PATH, tcp:PORT, log:TEXT or guest",
-        )
-    if spec.ready.startswith("tcp:") and not (spec.ready[4:].isdecimal() and 0 < int(spec.ready[4:]) < 65536):
-        raise InvalidSpec(f"readiness probe {spec.ready!r} names no port", remediation="use tcp:PORT")
+    if spec.ready and spec.ready != "guest" and not spec.ready.startswith("log:"):
+        _check_probe("readiness probe", spec.ready, ", log:TEXT or guest")
     if spec.ready_timeout <= 0:
         raise InvalidSpec(f"ready_timeout={spec.ready_timeout} is not positive")
+    _check_hooks(spec)
+    if spec.health is not None:
+        check_health(spec.health)
+    if not 0 <= spec.checkpoint_every < math.inf:
+        raise InvalidSpec(f"checkpoint_every={spec.checkpoint_every} is not a number of seconds")
     return spec
+
+
+def check_health(health: Health) -> Health:
+    """Return `health` unchanged if it can be asked; raises InvalidSpec."""
+    _check_probe("health probe", health.probe, "")
+    for name, value in (("interval", health.interval), ("timeout", health.timeout)):
+        if not 0 < value < math.inf:
+            raise InvalidSpec(f"the health probe's {name} of {value} s is not positive")
+    if health.threshold < 1:
+        raise InvalidSpec(f"the health probe's threshold of {health.threshold} is not at least 1")
+    return health
+
+
+def _check_probe(what: str, probe: str, also: str) -> None:
+    if not probe.startswith(_PROBE_PREFIXES):
+        raise InvalidSpec(
+            f"{what} {probe!r} is of no known kind",
+            remediation=f"use cmd:COMMAND, http://HOST:PORT/PATH, tcp:PORT{also}",
+        )
+    if probe.startswith("tcp:") and not (probe[4:].isdecimal() and 0 < int(probe[4:]) < 65536):
+        raise InvalidSpec(f"{what} {probe!r} names no port", remediation="use tcp:PORT")
+
+
+def _check_hooks(spec: Spec) -> None:
+    if not _HOOKS.fullmatch(spec.hooks):
+        raise InvalidSpec(
+            f"hooks {spec.hooks!r} are of no known kind",
+            remediation="use auto, guest, none, http://127.0.0.1:PORT or cmd:COMMAND",
+        )
+    if not 0 < spec.hook_timeout <= 3600:
+        raise InvalidSpec(f"hook_timeout={spec.hook_timeout} is outside 0 to 3600 seconds")
 
 
 def _check_texts(spec: Spec) -> None:
