@@ -68,6 +68,7 @@ struct mount_attr_v0 {
 };
 
 static int status_fd = -1, go_fd = -1;
+static const char *clock_offsets; /* what the next `unshare` writes into its new time namespace */
 static int binds[MAX_BINDS], bind_count;
 static int trees[MAX_TREES], tree_count;
 static const char *step = "start", *subject = "";
@@ -110,12 +111,16 @@ static void do_tree(char **a)
 		fail("cannot open");
 }
 
+static void do_clock(char **a) { clock_offsets = a[0]; }
+
 static void do_unshare(char **a)
 {
 	pid_t pid;
 
 	if (unshare((int)strtoul(a[0], NULL, 0)))
 		fail("not permitted");
+	if (clock_offsets) /* only possible before the first process is in there */
+		write_file("/proc/self/timens_offsets", clock_offsets);
 	/* CLONE_PARENT: pid 1 becomes a child of our caller, who can then reap it. */
 	pid = (pid_t)syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0);
 	if (pid < 0)
@@ -356,6 +361,7 @@ static const struct op {
 	void (*run)(char **);
 } ops[] = {
 	{ "cgroup", 1, do_cgroup },	{ "tree", 1, do_tree },		{ "unshare", 1, do_unshare },
+	{ "clock", 1, do_clock },
 	{ "wait", 0, do_wait },		{ "hostname", 1, do_hostname }, { "loopback", 0, do_loopback },
 	{ "mount", 4, do_mount },	{ "source", 1, do_source },	{ "bind", 3, do_bind },
 	{ "pivot", 1, do_pivot },	{ "writable", 1, do_writable }, { "readonly", 1, do_readonly },

@@ -121,6 +121,13 @@ class StartFailed(EngineError):
     code = "engine.start"
 
 
+class HookFailed(EngineError):
+    """A program's own hook failed, hung or did not answer as it must: a clone of it is gone, an original runs on."""
+
+    code = "engine.hook"
+    default_remediation = "mend the hook, or leave hooks out with --hooks none"
+
+
 class IntegrityError(ThawboxError):
     """Stored bytes are not what they should be: stop, never retry."""
 

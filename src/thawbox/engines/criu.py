@@ -16,6 +16,7 @@ from pathlib import Path
 
 from thawbox.engines import DumpReport, Place, RestoreReport
 from thawbox.engines.criu_images import read_tasks
+from thawbox.engines.criu_connections import close_outside
 from thawbox.engines.criu_rpc import LOG, STDERR, CriuGone, CriuProgram, request
 from thawbox.engines.proto import rpc_pb2, stats_pb2
 from thawbox.errors import DumpFailed, EngineError, RestoreFailed, Unsupported
@@ -71,6 +72,7 @@ class CriuEngine:
         options.link_remap = True
         options.force_irmap = True
         options.ghost_limit = GHOST_LIMIT
+        options.tcp_skip_in_flight = True  # nobody inside has seen a connection that was not accepted
         _shared_options(options, established=established)
         clock = _Clock()
         with _work_directory(self.scratch, images) as work:
@@ -110,6 +112,7 @@ class CriuEngine:
     def shrink(self, images: Path, *, parents: Sequence[Path] = (), parent_link: str = "") -> bool:
         from thawbox.engines.criu_delta import is_clean, make_delta, make_full  # numpy: 0.15 s, and only needed here
 
+        close_outside(images)
         if not parents:
             make_full(images)
             return False

@@ -49,7 +49,8 @@ class OverlayMount:
 class ShellPlan:
     """Everything that decides how a sandbox's namespaces look. `capabilities` is a bit mask.
 
-    `start_init` starts pid 2 from the rootfs; without it the shell waits for a restored tree.
+    `start_init` starts pid 2 from the rootfs; without it the shell waits for a restored tree. `clock_offsets` are for
+    its time namespace (time_namespaces(7)); empty: the machine's clocks.
     """
 
     root: Path
@@ -63,12 +64,15 @@ class ShellPlan:
     filter_fd: int | None = None
     wait_for_network: bool = False
     start_init: bool = True
+    clock_offsets: str = ""
 
 
 def shell_steps(plan: ShellPlan) -> list[Step]:
     """The steps that make the shell; raises Unsupported when an overlay has more layers than mount(2) can name."""
     steps: list[Step] = [("cgroup", str(path)) for path in plan.keeper_procs]
     steps += [("tree", str(path)) for path in plan.tree_procs]
+    if plan.clock_offsets:
+        steps.append(("clock", plan.clock_offsets))
     steps.append(("unshare", hex(SHELL_NAMESPACES)))
     if plan.wait_for_network:
         steps.append(("wait",))

@@ -8,9 +8,18 @@ from dataclasses import dataclass
 import msgspec
 
 from thawbox.errors import CorruptSnapshot
+from thawbox.host.clocks import Clocks
 from thawbox.host.rootfs import RootfsKind
 from thawbox.model import SandboxId, SnapshotId, Spec
 from thawbox.sandbox.journal import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The frozen moment: the sandbox's clocks, and which guests (names of sockets) must answer after a restore."""
+
+    clocks: Clocks
+    guests: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +34,14 @@ class Body:
     address: str
     rootfs_kind: RootfsKind
     frozen_ms: float = 0.0
+    moment: Moment | None = None
 
 
-def body_of(record: Record, *, frozen_ms: float) -> dict[str, object]:
+def body_of(record: Record, moment: Moment, *, frozen_ms: float) -> dict[str, object]:
     """The JSON object to store with a snapshot of this sandbox."""
     body = Body(
         record.id, record.name, record.spec, record.hostname, record.machine_id, record.address, record.rootfs_kind,
-        frozen_ms,
+        frozen_ms, moment,
     )  # fmt: skip
     built: dict[str, object] = msgspec.to_builtins(body)
     return built

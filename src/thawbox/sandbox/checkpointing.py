@@ -14,15 +14,17 @@ from dataclasses import dataclass, field, replace
 
 from thawbox.engines import INIT_PID, DumpReport, Place
 from thawbox.errors import DumpFailed, InvalidRequest, SnapshotNotFound
+from thawbox.host.clocks import Clocks, clocks_of
 from thawbox.host.files import locked, remove_tree
 from thawbox.host.proc import children, command_name, pid_inside
 from thawbox.host.trees import Marks, merge_layers
 from thawbox.lifecycle import Verb, next_phase
 from thawbox.model import Phase, SnapshotId, SnapshotKind
-from thawbox.sandbox.body import body_of
+from thawbox.sandbox.body import Moment, body_of
 from thawbox.sandbox.captures import Captured, capture, last_capture, remember_capture
 from thawbox.sandbox.context import Context
 from thawbox.sandbox.ending import take_down
+from thawbox.sandbox.hooks import attending, names_in, resume, wait_until_ready
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.links import direct_link
 from thawbox.store import Draft, Staging, parent_link
@@ -38,7 +40,10 @@ class Mode(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a caller asks of a checkpoint. `ttl` is seconds; with `stop` the sandbox does not run on."""
+    """What a caller asks of a checkpoint. `ttl` is seconds; with `stop` the sandbox does not run on.
+
+    With `when_ready` it waits, up to the spec's `ready_timeout`, until the programs say that they may be checkpointed.
+    """
 
     mode: Mode = Mode.AUTO
     stop: bool = False
@@ -47,6 +52,7 @@ class Wish:
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
     ttl: float | None = None
     pinned: bool = False
+    when_ready: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,7 @@ class CheckpointReport:
 class Dumped:
     """What the frozen moment gave: nothing of it is a snapshot yet."""
 
+    moment: Moment
     report: DumpReport
     since: Captured
     marks: dict[str, Marks]
@@ -83,6 +90,8 @@ def checkpoint(context: Context, record: Record, wish: Wish) -> tuple[Record, Ch
     begun = time.perf_counter()
     after = next_phase(record.phase, Verb.SUSPEND if wish.stop else Verb.CHECKPOINT, who=record.name)
     parent = choose_parent(context, record, wish.mode)
+    if wish.when_ready:
+        wait_until_ready(context, record, timeout=record.spec.ready_timeout)
     with context.store.stage() as staging, _thawed_on_failure(context, record, wanted=wish.stop):
         dumped = dump(context, record, staging, stop=wish.stop)
         record, report = finish(context, record, staging, dumped, parent=parent, wish=wish)
@@ -120,17 +129,21 @@ def dump(context: Context, record: Record, staging: Staging, *, stop: bool) -> D
     since = last_capture(context, record)
     seen: list[tuple[dict[str, Marks], bool]] = []
 
+    clocks: list[Clocks] = []
+
     def while_stopped() -> None:
+        clocks.append(clocks_of(record.keeper_pid))
         seen.append(capture(context, record, staging.layer, since))
         if stop:
             cgroup.request_freeze()
 
     place = Place(record.keeper_pid, freezer=cgroup.freezer_dir if record.phase is Phase.FROZEN else None)
-    with without_connections(context, record):
+    with attending(context, record, stop=stop) as attendance, without_connections(context, record):
         _check_whole(record)
         report = context.engine.dump(place, staging.images, while_stopped=while_stopped)
     marks, files_changed = seen[0]
-    return Dumped(report, since, marks, files_changed)
+    moment = Moment(clocks[0], names_in(record, attendance))
+    return Dumped(moment, report, since, marks, files_changed)
 
 
 def _check_whole(record: Record) -> None:
@@ -156,7 +169,7 @@ def finish(
         parent=parent,
         compat=replace(context.machine, rootfs=record.rootfs_digest),
         layers=_layers_beneath(context, staging, dumped.since),
-        body=body_of(record, frozen_ms=dumped.report.frozen_ms),
+        body=body_of(record, dumped.moment, frozen_ms=dumped.report.frozen_ms),
     )
     stored = context.store.put(staging, draft, name=wish.name, labels=wish.labels, ttl=wish.ttl, pinned=wish.pinned)
     remember_capture(context, record, Captured(stored.id, dict(stored.manifest.layers), dumped.marks))
@@ -218,4 +231,5 @@ def _thawed_on_failure(context: Context, record: Record, *, wanted: bool) -> Gen
     except BaseException:
         if wanted and record.phase is Phase.RUNNING:
             context.cgroup(record.id).thaw()
+            resume(context, record)
         raise

@@ -15,6 +15,7 @@ from thawbox.host.init_wire import ExecRequest
 from thawbox.host.reach import connect_within
 from thawbox.lifecycle import ALIVE
 from thawbox.sandbox.context import Context
+from thawbox.sandbox.hooks import programs_ready
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.links import open_link
 from thawbox.sandbox.observe import observe
@@ -57,6 +58,8 @@ def _probe(context: Context, record: Record) -> Callable[[], bool]:
         return lambda: _log_holds(context, record, rest.encode())
     if kind == "cmd":
         return lambda: _command_succeeds(context, record, rest)
+    if kind == "guest":
+        return lambda: programs_ready(context, record)
     return lambda: init_answers(context, record)
 
 

@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 
 from thawbox.engines import Place
 from thawbox.errors import SandboxNotFound
+from thawbox.host.clocks import offsets_to_go_on
 from thawbox.host.files import remove_tree
 from thawbox.host.namespaces import destroy_shell
 from thawbox.lifecycle import Verb, next_phase
 from thawbox.model import Net, Phase, SnapshotId, checked_name
 from thawbox.sandbox.body import Body, read_body
 from thawbox.sandbox.context import Context
+from thawbox.sandbox.hooks import NOTHING, Injection, tell_restored
 from thawbox.sandbox.identity import new_identity
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.links import open_link
@@ -35,10 +37,13 @@ class RestoreTimes:
     ready_ms: float
 
 
-def restore(context: Context, snapshot: SnapshotId) -> tuple[Record, RestoreTimes]:
+def restore(
+    context: Context, snapshot: SnapshotId, *, injection: Injection = NOTHING
+) -> tuple[Record, RestoreTimes]:
     """Bring the sandbox that a snapshot was made of back, under the same id, name, address and limits.
 
-    Raises InvalidTransition while it still runs, Incompatible, IntegrityError, RestoreFailed; then nothing changed.
+    Raises InvalidTransition while it still runs, Incompatible, IntegrityError, RestoreFailed, HookFailed; then nothing
+    changed.
     """
     begun = time.perf_counter()
     fetched = context.store.fetch(snapshot)
@@ -55,8 +60,11 @@ def restore(context: Context, snapshot: SnapshotId) -> tuple[Record, RestoreTime
             if before is None:
                 context.journal.add(planned)
                 undo.callback(context.journal.remove, planned.id)
-            record = _bring_to_life(context, planned, fetched, undo, established=True)
+            record = _bring_to_life(context, planned, fetched, undo)
             context.journal.update(record)
+            if before is not None:
+                undo.callback(context.journal.update, before)
+            _tell(context, record, body, what="restore", injection=injection)
             undo.pop_all()
         if before is not None:
             remove_tree(generation_directory(context, before))
@@ -64,11 +72,11 @@ def restore(context: Context, snapshot: SnapshotId) -> tuple[Record, RestoreTime
 
 
 def clone(
-    context: Context, snapshot: SnapshotId, *, name: str = "", keep_connections: bool | None = None
+    context: Context, snapshot: SnapshotId, *, name: str = "", injection: Injection = NOTHING
 ) -> tuple[Record, RestoreTimes]:
     """A new sandbox from a snapshot, with a new id, name, hostname, machine id and address.
 
-    Raises Incompatible, IntegrityError, RestoreFailed; nothing is left of it then.
+    Raises Incompatible, IntegrityError, RestoreFailed, HookFailed; nothing is left of it then.
     """
     begun = time.perf_counter()
     fetched = context.store.fetch(snapshot)
@@ -78,7 +86,6 @@ def clone(
         id=identity.id, name=identity.name, spec=replace(body.spec, name=identity.name, publish=()),
         phase=Phase.CREATING, created_at=context.now(), hostname=identity.hostname, machine_id=identity.machine_id,
     )  # fmt: skip
-    established = body.spec.net is Net.NONE if keep_connections is None else keep_connections
     with context.exclusive(planned.id), ExitStack() as undo:
         planned = add_record(context, planned)
         undo.callback(context.journal.remove, planned.id)
@@ -87,9 +94,18 @@ def clone(
         context.journal.update(record)
         undo.callback(remove_remains, context, record)
         _forget_callers(context, record)
+        _tell(context, record, body, what="clone", injection=injection)
         wait_ready(context, record)
         undo.pop_all()
     return record, RestoreTimes((restored - begun) * 1000, (time.perf_counter() - begun) * 1000)
+
+
+def _tell(context: Context, record: Record, body: Body, *, what: str, injection: Injection) -> None:
+    """Run the hooks of the programs that woke up; a tree whose hooks fail is not handed out."""
+    moment = body.moment
+    slept = 0.0 if moment is None else context.now() - moment.clocks.wall / 1e9
+    names = moment.guests if moment else ()
+    tell_restored(context, record, what=what, names=names, slept=slept, injection=injection)
 
 
 def _forget_callers(context: Context, record: Record) -> None:
@@ -121,9 +137,7 @@ def _record_from(context: Context, body: Body) -> Record:
     )  # fmt: skip
 
 
-def _bring_to_life(
-    context: Context, planned: Record, fetched: Fetched, undo: ExitStack, *, established: bool
-) -> Record:
+def _bring_to_life(context: Context, planned: Record, fetched: Fetched, undo: ExitStack) -> Record:
     manifest = fetched.manifest
     body = read_body(manifest.body, snapshot=fetched.id)
     rootfs = rootfs_of(context, body.spec, body.rootfs_kind, digest=manifest.compat.rootfs)
@@ -135,7 +149,8 @@ def _bring_to_life(
         planned, layers=dict(manifest.layers), rootfs_kind=rootfs.kind, rootfs_digest=rootfs.digest,
         parent_snapshot=fetched.id, boot_id=context.boot_id,
     )  # fmt: skip
-    shell = raise_shell(context, record, rootfs, start_init=False)
+    offsets = offsets_to_go_on(body.moment.clocks) if body.moment else ""
+    shell = raise_shell(context, record, rootfs, start_init=False, clock_offsets=offsets)
     undo.callback(_take_down, context, record, shell.keeper)
     record = replace(record, keeper_pid=shell.keeper, keeper_started=shell.started)
     cgroup = context.cgroup(record.id)

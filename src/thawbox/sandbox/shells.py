@@ -88,8 +88,12 @@ def _frozen_layers(context: Context, record: Record, overlay: str) -> tuple[Path
     return tuple(context.store.layout.tree(digest) for digest in reversed(record.layers.get(overlay, ())))
 
 
-def raise_shell(context: Context, record: Record, rootfs: Rootfs, *, start_init: bool) -> Shell:
+def raise_shell(
+    context: Context, record: Record, rootfs: Rootfs, *, start_init: bool, clock_offsets: str = ""
+) -> Shell:
     """Make the sandbox's directories, cgroups, network and namespaces; with `start_init`, its init and program run.
+
+    `clock_offsets` are written into its time namespace.
 
     Raises StartFailed, InvalidSpec, Unsupported; everything made so far is then gone.
     """
@@ -114,7 +118,7 @@ def raise_shell(context: Context, record: Record, rootfs: Rootfs, *, start_init:
                 root=root, overlays=overlays, hostname=record.hostname, keeper_procs=cgroup.keeper_procs,
                 tree_procs=cgroup.tree_procs, capabilities=context.capabilities, mounts=record.spec.mounts,
                 read_only=record.spec.read_only, filter_fd=filter_fd,
-                wait_for_network=record.spec.net is Net.NAT, start_init=start_init,
+                wait_for_network=record.spec.net is Net.NAT, start_init=start_init, clock_offsets=clock_offsets,
             )  # fmt: skip
             undo.callback(_remove_network, context, record)
             keeper = start_shell(
