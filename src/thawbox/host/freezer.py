@@ -2,6 +2,9 @@
 
 Version 1 writes a word to `freezer.state` and gives no notice when it is done, so it is read again until it is;
 version 2 writes `cgroup.freeze` and wakes whoever polls `cgroup.events`.
+
+Rule 1: no task is left frozen between vfork and exec if that can be helped: nobody could stop its parent with ptrace,
+which waits for the exec, and so nobody could dump the tree.
 """
 
 from __future__ import annotations
@@ -14,6 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thawbox.errors import Unavailable
+
+_VFORK_PAUSE = 0.001
+"""Seconds that a vforked child is given to come to its exec."""
+_VFORK_WAITS = frozenset({"kernel_clone", "wait_for_vfork_done", "_do_fork"})
+"""Kernel functions, by kernel version, in which a task sleeps only for its vforked child (`kernel/fork.c`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +36,15 @@ class Freezer:
 
         Raises Unavailable, with the group thawed again, when a task could not be frozen within `timeout` seconds.
         """
+        deadline = time.monotonic() + timeout
         self.request_freeze()
         try:
-            self._wait_frozen(time.monotonic() + timeout)
+            self._wait_frozen(deadline)
+            while self._in_vfork() and time.monotonic() + _VFORK_PAUSE < deadline:
+                self.thaw()
+                time.sleep(_VFORK_PAUSE)
+                self.request_freeze()
+                self._wait_frozen(deadline)
         except TimeoutError:
             self.thaw()
             raise Unavailable(
@@ -66,6 +80,8 @@ class Freezer:
                     raise TimeoutError
                 time.sleep(pause)
                 pause = min(2 * pause, 0.01)
+                # A task that was about to wait for its vforked child when it was told has overheard it for good.
+                self.request_freeze()
             return
         events = os.open(self.path / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -79,6 +95,11 @@ class Freezer:
         finally:
             os.close(events)
 
+    def _in_vfork(self) -> bool:
+        """Whether a task of the group waits for the child that it vforked."""
+        tasks = (self.path / ("tasks" if self.version == 1 else "cgroup.threads")).read_text().split()
+        return any(_waits_in(task) in _VFORK_WAITS for task in tasks)
+
     def _awake(self) -> str:
         """The tasks in an uninterruptible wait, in words."""
         names: list[str] = []
@@ -89,3 +110,10 @@ class Freezer:
                 if state == "D":
                     names.append(f"process {pid} ({name})")
         return ", ".join(names) + " in uninterruptible wait" if names else "no task names itself as the cause"
+
+
+def _waits_in(task: str) -> str:
+    try:
+        return Path(f"/proc/{task}/wchan").read_text()
+    except OSError:
+        return ""
