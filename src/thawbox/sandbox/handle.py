@@ -23,6 +23,7 @@ from thawbox.model import Phase, SandboxId, SnapshotId, Spec
 from thawbox.sandbox import checkpointing, ending, restoring
 from thawbox.sandbox.checkpointing import CheckpointReport, Mode, Wish
 from thawbox.sandbox.context import Context
+from thawbox.sandbox.hooks import Injection
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.links import open_link
 from thawbox.sandbox.observe import observe
@@ -75,14 +76,16 @@ class Sandbox:
     def checkpoint(
         self, *, mode: Mode = Mode.AUTO, stop: bool = False, skip_if_clean: bool = False, name: str = "",
         labels: Mapping[str, str] | None = None, ttl: float | None = None, pinned: bool = False,
+        when_ready: bool = False,
     ) -> Snapshot:  # fmt: skip
         """Make a durable snapshot; with `stop` the sandbox does not run on.
 
         AUTO makes a delta where this node has the snapshot that the sandbox came from. With `skip_if_clean` nothing is
-        made when nothing changed, and the answer is the existing one. `ttl` is seconds.
-        Raises InvalidTransition, InvalidRequest, DumpFailed; the sandbox is then as it was.
+        made when nothing changed, and the answer is the existing one. `ttl` is seconds. With `when_ready` it waits until
+        the programs say that they may be checkpointed.
+        Raises InvalidTransition, InvalidRequest, DumpFailed, HookFailed; the sandbox is then as it was.
         """
-        wish = Wish(mode, stop, skip_if_clean, name, labels or {}, ttl, pinned)
+        wish = Wish(mode, stop, skip_if_clean, name, labels or {}, ttl, pinned, when_ready)
         with self._change() as record:
             self._record, report = checkpointing.checkpoint(self._context, record, wish)
         return Snapshot(self._context, report.id, report=report)
@@ -198,17 +201,33 @@ class Snapshot:
         """Its manifest, names, labels and sizes; raises SnapshotNotFound once it was removed."""
         return self._context.store.record(self.id)
 
-    def restore(self) -> tuple[Sandbox, RestoreTimes]:
-        """Bring the very sandbox back that this snapshot was made of. Raises InvalidTransition while it runs."""
-        record, times = restoring.restore(self._context, self.id)
+    def restore(
+        self, *, secrets: Mapping[str, bytes] | None = None, environment: Mapping[str, str] | None = None
+    ) -> tuple[Sandbox, RestoreTimes]:
+        """Bring the very sandbox back that this snapshot was made of. Raises InvalidTransition while it runs.
+
+        `secrets` and `environment` are told to its hooks and stored nowhere. Raises HookFailed when a hook fails.
+        """
+        injection = Injection(secrets or {}, environment or {})
+        record, times = restoring.restore(self._context, self.id, injection=injection)
         return Sandbox(self._context, record), times
 
-    def clone(self, *, name: str = "") -> Sandbox:
-        """A new sandbox, with a new identity, that goes on from this snapshot."""
-        return self.clone_timed(name=name)[0]
+    def clone(
+        self, *, name: str = "", secrets: Mapping[str, bytes] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Sandbox:  # fmt: skip
+        """A new sandbox, with a new identity, that goes on from this snapshot.
 
-    def clone_timed(self, *, name: str = "") -> tuple[Sandbox, RestoreTimes]:
-        record, times = restoring.clone(self._context, self.id, name=name)
+        `secrets` and `environment` are told to its hooks and stored nowhere. Raises HookFailed when a hook fails.
+        """
+        return self.clone_timed(name=name, secrets=secrets, environment=environment)[0]
+
+    def clone_timed(
+        self, *, name: str = "", secrets: Mapping[str, bytes] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> tuple[Sandbox, RestoreTimes]:  # fmt: skip
+        injection = Injection(secrets or {}, environment or {})
+        record, times = restoring.clone(self._context, self.id, name=name, injection=injection)
         return Sandbox(self._context, record), times
 
     def clones(self, count: int, *, name: str = "") -> list[Sandbox]:

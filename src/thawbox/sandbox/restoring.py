@@ -155,7 +155,7 @@ def _bring_to_life(context: Context, planned: Record, fetched: Fetched, undo: Ex
     record = replace(record, keeper_pid=shell.keeper, keeper_started=shell.started)
     cgroup = context.cgroup(record.id)
     place = Place(shell.keeper, cgroup_procs=(*cgroup.keeper_procs, *cgroup.tree_procs))
-    context.engine.restore(place, fetched.images[-1], before_resume=_nothing, established=established)
+    context.engine.restore(place, fetched.images[-1], before_resume=_nothing)
     return replace(record, phase=next_phase(Phase.CREATING, Verb.STARTED, who=record.name))
 
 
