@@ -89,7 +89,7 @@ def clone(
     with context.exclusive(planned.id), ExitStack() as undo:
         planned = add_record(context, planned)
         undo.callback(context.journal.remove, planned.id)
-        record = _bring_to_life(context, planned, fetched, undo, established=established)
+        record = _bring_to_life(context, planned, fetched, undo)
         restored = time.perf_counter()
         context.journal.update(record)
         undo.callback(remove_remains, context, record)
