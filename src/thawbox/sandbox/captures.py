@@ -1,24 +1,42 @@
 """What was last captured of a sandbox's writable layers: so that the next capture copies only what changed since.
 
+A capture has two parts. What changed is copied ahead, while the sandbox runs; what changed during that copy is copied
+again in the frozen moment, which then is short whatever was written before. `join` makes one layer of both.
+
 The marks lie beside the writable layer they describe. Losing them costs one whole copy, never a wrong one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
-from thawbox.host.files import write_atomically
-from thawbox.host.trees import Marks, copy_layer, shared_mappings
-from thawbox.model import SnapshotId
+from thawbox.host.cgroup import Cgroup
+from thawbox.host.files import replace_file
+from thawbox.host.layer_stacks import stack_onto
+from thawbox.host.lower_names import OverlayView
+from thawbox.host.trees import Mark, Marks, copy_layer, shared_mappings
+from thawbox.model import Phase, SnapshotId
 from thawbox.sandbox.context import Context
 from thawbox.sandbox.journal import Record
-from thawbox.sandbox.shells import generation_directory, upper_directory
+from thawbox.sandbox.shells import generation_directory, rootfs_of, upper_directory
+from thawbox.sandbox.uppers import overlay_name
 
 _FILE = "captured"
+_ATTEMPTS = 5
+
+
+class _Kept(msgspec.Struct, frozen=True, array_like=True):
+    """How a capture lies on the disk: file names are bytes."""
+
+    snapshot: SnapshotId | None
+    layers: dict[str, tuple[str, ...]]
+    marks: dict[str, dict[bytes, Mark]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,42 +48,110 @@ class Captured:
     marks: dict[str, Marks] = field(default_factory=dict[str, Marks])
 
 
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """A capture on its way: where each overlay's two parts lie, and what the newest of them saw.
+
+    `changed` tells whether anything differs from what was captured before.
+    """
+
+    views: dict[str, OverlayView]
+    ahead: Path
+    late: Path
+    marks: dict[str, Marks]
+    changed: bool
+
+
 def last_capture(context: Context, record: Record) -> Captured:
     """What the next capture builds upon: the last one of this very writable layer, or none over the frozen layers."""
     try:
-        found = msgspec.msgpack.decode(_path(context, record).read_bytes(), type=Captured)
+        kept = msgspec.msgpack.decode(_path(context, record).read_bytes(), type=_Kept)
     except (FileNotFoundError, msgspec.DecodeError):
         return Captured(None, record.layers)
-    stored = all(context.store.has_layer(digest) for digests in found.layers.values() for digest in digests)
-    return found if stored else Captured(None, record.layers)
+    if not all(context.store.has_layer(digest) for digests in kept.layers.values() for digest in digests):
+        return Captured(None, record.layers)
+    marks = {name: {os.fsdecode(path): mark for path, mark in seen.items()} for name, seen in kept.marks.items()}
+    return Captured(kept.snapshot, kept.layers, marks)
 
 
-def capture(context: Context, record: Record, into: Path, since: Captured) -> tuple[dict[str, Marks], bool]:
-    """Copy what changed in every writable layer to `into/NAME`, called while no task of the sandbox can run.
+def remember_capture(context: Context, record: Record, captured: Captured) -> None:
+    """Keep the marks for the next capture, once the snapshot is durable. Nothing happens if the sandbox is gone."""
+    marks = {name: {os.fsencode(path): mark for path, mark in seen.items()} for name, seen in captured.marks.items()}
+    with contextlib.suppress(FileNotFoundError):
+        replace_file(_path(context, record), msgspec.msgpack.encode(_Kept(captured.snapshot, captured.layers, marks)))
 
-    Returns the marks for the next time, and whether anything had changed. An overlay without a change stages nothing.
+
+def _path(context: Context, record: Record) -> Path:
+    return generation_directory(context, record) / _FILE
+
+
+def capture_ahead(context: Context, record: Record, since: Captured, *, ahead: Path, late: Path) -> Capture:
+    """Copy what changed in every writable layer to `ahead/NAME` while the sandbox may run; nothing for a frozen one.
+
+    `ahead` and `late` are empty directories on the store's filesystem.
     """
+    begun = Capture(_views(context, record), ahead, late, dict(since.marks), changed=False)
+    if record.phase is Phase.FROZEN:
+        return begun
+    now = time.time_ns()
+    mapped = _mapped_while_running(context.cgroup(record.id))
+    return begun if mapped is None else _copy(context, record, begun, ahead, mapped=mapped, now_ns=now, live=True)
+
+
+def capture_frozen(context: Context, record: Record, begun: Capture) -> Capture:
+    """Copy what changed since `capture_ahead` to `late/NAME`, called while no task of the sandbox can run."""
     mapped = shared_mappings(context.cgroup(record.id).pids())
+    return _copy(context, record, begun, begun.late, mapped=mapped, now_ns=time.time_ns(), live=False)
+
+
+def join(capture: Capture) -> None:
+    """Leave one layer of both parts in `ahead/NAME`; none for an overlay in which nothing changed."""
+    for name in capture.views:
+        early, late = capture.ahead / name, capture.late / name
+        if not early.is_dir() and late.is_dir():
+            late.rename(early)
+        elif late.is_dir():
+            stack_onto(late, early)
+
+
+def _views(context: Context, record: Record) -> dict[str, OverlayView]:
+    rootfs = rootfs_of(context, record.spec, record.rootfs_kind, digest=record.rootfs_digest)
+    views: dict[str, OverlayView] = {}
+    for overlay in rootfs.overlays:
+        name = overlay_name(overlay.mountpoint)
+        frozen = [context.store.layer_tree(digest) for digest in reversed(record.layers.get(name, ()))]
+        work = upper_directory(context, record, name).with_name("work")
+        views[name] = OverlayView(
+            f"/proc/{record.keeper_pid}/root{overlay.mountpoint.rstrip('/')}",
+            tuple(map(str, (*frozen, *overlay.lowers))), str(work / "index"),
+        )  # fmt: skip
+    return views
+
+
+def _mapped_while_running(cgroup: Cgroup) -> frozenset[int] | None:
+    """What the sandbox's processes have mapped; None if they come and go too fast for the answer to be whole."""
+    for _ in range(_ATTEMPTS):
+        pids = cgroup.pids()
+        mapped = shared_mappings(pids)
+        if cgroup.pids() == pids:
+            return mapped
+    return None
+
+
+def _copy(
+    context: Context, record: Record, begun: Capture, into: Path, *, mapped: frozenset[int], now_ns: int, live: bool
+) -> Capture:
     marks: dict[str, Marks] = {}
-    changed = False
-    for name in record.layers:
+    changed = begun.changed
+    for name, view in begun.views.items():
         target = into / name
         target.mkdir(mode=0o755)
         copied = copy_layer(
-            str(upper_directory(context, record, name)), str(target), since=since.marks.get(name), mapped=mapped,
-            now_ns=time.time_ns(),
+            str(upper_directory(context, record, name)), str(target), since=begun.marks.get(name), mapped=mapped,
+            now_ns=now_ns, live=live, overlay=view,
         )  # fmt: skip
         marks[name] = copied.marks
         changed = changed or not copied.is_empty
         if copied.is_empty:
             target.rmdir()
-    return marks, changed
-
-
-def remember_capture(context: Context, record: Record, captured: Captured) -> None:
-    """Keep the marks for the next capture, once the snapshot is durable."""
-    write_atomically(_path(context, record), msgspec.msgpack.encode(captured))
-
-
-def _path(context: Context, record: Record) -> Path:
-    return generation_directory(context, record) / _FILE
+    return Capture(begun.views, begun.ahead, begun.late, marks, changed)

@@ -16,12 +16,20 @@ from thawbox.engines import INIT_PID, DumpReport, Place
 from thawbox.errors import DumpFailed, InvalidRequest, SnapshotNotFound
 from thawbox.host.clocks import Clocks, clocks_of
 from thawbox.host.files import locked, remove_tree
+from thawbox.host.layer_stacks import merge_layers
 from thawbox.host.proc import children, command_name, pid_inside
-from thawbox.host.trees import Marks, merge_layers
 from thawbox.lifecycle import Verb, next_phase
 from thawbox.model import Phase, SnapshotId, SnapshotKind
 from thawbox.sandbox.body import Moment, body_of
-from thawbox.sandbox.captures import Captured, capture, last_capture, remember_capture
+from thawbox.sandbox.captures import (
+    Capture,
+    Captured,
+    capture_ahead,
+    capture_frozen,
+    join,
+    last_capture,
+    remember_capture,
+)
 from thawbox.sandbox.context import Context
 from thawbox.sandbox.ending import take_down
 from thawbox.sandbox.hooks import attending, names_in, resume, wait_until_ready
@@ -78,8 +86,7 @@ class Dumped:
     moment: Moment
     report: DumpReport
     since: Captured
-    marks: dict[str, Marks]
-    files_changed: bool
+    capture: Capture
 
 
 def checkpoint(context: Context, record: Record, wish: Wish) -> tuple[Record, CheckpointReport]:
@@ -127,13 +134,16 @@ def dump(context: Context, record: Record, staging: Staging, *, stop: bool) -> D
     """Write memory and changed files into `staging`; the sandbox runs on when this returns, unless `stop`."""
     cgroup = context.cgroup(record.id)
     since = last_capture(context, record)
-    seen: list[tuple[dict[str, Marks], bool]] = []
+    late = staging.path / "late"
+    late.mkdir(mode=0o700)
+    ahead = capture_ahead(context, record, since, ahead=staging.layer, late=late)
+    captures: list[Capture] = []
 
     clocks: list[Clocks] = []
 
     def while_stopped() -> None:
         clocks.append(clocks_of(record.keeper_pid))
-        seen.append(capture(context, record, staging.layer, since))
+        captures.append(capture_frozen(context, record, ahead))
         if stop:
             cgroup.request_freeze()
 
@@ -141,9 +151,8 @@ def dump(context: Context, record: Record, staging: Staging, *, stop: bool) -> D
     with attending(context, record, stop=stop) as attendance, without_connections(context, record):
         _check_whole(record)
         report = context.engine.dump(place, staging.images, while_stopped=while_stopped)
-    marks, files_changed = seen[0]
     moment = Moment(clocks[0], names_in(record, attendance))
-    return Dumped(moment, report, since, marks, files_changed)
+    return Dumped(moment, report, since, captures[0])
 
 
 def _check_whole(record: Record) -> None:
@@ -161,8 +170,9 @@ def finish(
     context: Context, record: Record, staging: Staging, dumped: Dumped, *, parent: SnapshotId | None, wish: Wish
 ) -> tuple[Record, CheckpointReport]:
     """Make the snapshot of what was dumped: compare with the parent, hash, commit. The sandbox may run meanwhile."""
+    join(dumped.capture)
     clean = _shrink(context, staging, parent)
-    if wish.skip_if_clean and clean and parent is not None and not dumped.files_changed:
+    if wish.skip_if_clean and clean and parent is not None and not dumped.capture.changed:
         return record, _report(context, parent, dumped, skipped=True)
     draft = Draft(
         kind=SnapshotKind.FULL if parent is None else SnapshotKind.DELTA,
@@ -172,7 +182,7 @@ def finish(
         body=body_of(record, dumped.moment, frozen_ms=dumped.report.frozen_ms),
     )
     stored = context.store.put(staging, draft, name=wish.name, labels=wish.labels, ttl=wish.ttl, pinned=wish.pinned)
-    remember_capture(context, record, Captured(stored.id, dict(stored.manifest.layers), dumped.marks))
+    remember_capture(context, record, Captured(stored.id, dict(stored.manifest.layers), dumped.capture.marks))
     return replace(record, parent_snapshot=stored.id), _report(context, stored.id, dumped)
 
 
