@@ -34,7 +34,7 @@ def test_no_plan_breaks_the_limit_destroys_what_is_not_there_or_goes_below_low(
 ) -> None:
     counts, marks, target = pool
     orders = plan(counts, marks, target=target, parallel=parallel, may_restore=may_restore)
-    assert 0 <= orders.restore
+    assert orders.restore >= 0
     assert orders.restore == 0 or counts.owned + orders.restore <= marks.limit
     assert orders.restore == 0 or counts.restoring + orders.restore <= parallel
     assert 0 <= orders.destroy_fresh <= counts.fresh

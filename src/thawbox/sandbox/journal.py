@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from thawbox.errors import InvalidRequest, SandboxNotFound, Unavailable
+from thawbox.errors import InvalidRequest, NotFound, SandboxNotFound, Unavailable
 from thawbox.host.rootfs import RootfsKind
 from thawbox.model import Phase, SandboxId, SnapshotId, Spec
 
@@ -26,6 +26,12 @@ CREATE TABLE IF NOT EXISTS sandboxes (
     name TEXT NOT NULL UNIQUE,
     address TEXT UNIQUE,
     record BLOB NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS entries (
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    content BLOB NOT NULL,
+    PRIMARY KEY (kind, name)
 ) STRICT;
 """
 _BUSY_SECONDS = 10.0
@@ -38,6 +44,7 @@ class Record:
     `keeper_pid`, `keeper_started` (clock ticks after boot) and `boot_id` name pid 1 of its namespaces. `generation`
     is the directory of the present writable layer; `layers` are the digests of the frozen ones beneath it, per
     overlay, base first. `machine_id` and `hostname` are its identity: kept by a restore, new in a clone.
+    `owner` is who else decides about it (`pool:NAME`); `lease` says that its owner gave it away, until `lease_until`.
     """
 
     id: SandboxId
@@ -58,6 +65,9 @@ class Record:
     layers: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     ended_at: float | None = None
     ended_why: str = ""
+    owner: str = ""
+    lease: str = ""
+    lease_until: float = 0.0
 
 
 class Journal:
@@ -128,6 +138,37 @@ class Journal:
             rows = self._db.execute("SELECT record FROM sandboxes").fetchall()
         return sorted((msgspec.json.decode(row[0], type=Record) for row in rows), key=lambda record: record.created_at)
 
+    # What the node was told to keep, beside sandboxes: templates, pools. Durable when these return.
+
+    def write_entry(self, kind: str, name: str, content: bytes, *, is_new: bool = False) -> None:
+        """Keep `content` under this kind and name; with `is_new`, raises InvalidRequest when the name is taken."""
+        verb = "INSERT" if is_new else "INSERT OR REPLACE"
+        with self._transaction(durable=True):
+            try:
+                self._db.execute(f"{verb} INTO entries (kind, name, content) VALUES (?, ?, ?)", (kind, name, content))
+            except sqlite3.IntegrityError:
+                raise InvalidRequest(
+                    f"there is a {kind} {name!r} already", remediation=f"choose another name, or remove that {kind}"
+                ) from None
+
+    def remove_entry(self, kind: str, name: str) -> None:
+        with self._transaction(durable=True):
+            self._db.execute("DELETE FROM entries WHERE kind = ? AND name = ?", (kind, name))
+
+    def entry(self, kind: str, name: str) -> bytes:
+        """What is kept under this kind and name; raises NotFound."""
+        with self._lock:
+            rows = self._db.execute("SELECT content FROM entries WHERE kind = ? AND name = ?", (kind, name)).fetchall()
+        if not rows:
+            raise NotFound(f"there is no {kind} {name[:80]!r} on this node", remediation=f"see `thawbox {kind} ls`")
+        return bytes(rows[0][0])
+
+    def entries(self, kind: str) -> dict[str, bytes]:
+        """Everything of this kind, by name, sorted."""
+        with self._lock:
+            rows = self._db.execute("SELECT name, content FROM entries WHERE kind = ? ORDER BY name", (kind,))
+            return {str(name): bytes(content) for name, content in rows}
+
     def _insert(self, record: Record) -> None:
         try:
             self._db.execute(
@@ -141,15 +182,21 @@ class Journal:
             ) from None
 
     @contextlib.contextmanager
-    def _transaction(self) -> Generator[None]:
+    def _transaction(self, *, durable: bool = False) -> Generator[None]:
         with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
+            if durable:
+                self._db.execute("PRAGMA synchronous=FULL")
             try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield
+                except BaseException:
+                    self._db.execute("ROLLBACK")
+                    raise
+                self._db.execute("COMMIT")
+            finally:
+                if durable:
+                    self._db.execute("PRAGMA synchronous=NORMAL")
 
 
 def _free_address(subnet: str, taken: set[str]) -> str:

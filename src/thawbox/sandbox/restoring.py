@@ -37,9 +37,7 @@ class RestoreTimes:
     ready_ms: float
 
 
-def restore(
-    context: Context, snapshot: SnapshotId, *, injection: Injection = NOTHING
-) -> tuple[Record, RestoreTimes]:
+def restore(context: Context, snapshot: SnapshotId, *, injection: Injection = NOTHING) -> tuple[Record, RestoreTimes]:
     """Bring the sandbox that a snapshot was made of back, under the same id, name, address and limits.
 
     Raises InvalidTransition while it still runs, Incompatible, IntegrityError, RestoreFailed, HookFailed; then nothing
@@ -72,7 +70,7 @@ def restore(
 
 
 def clone(
-    context: Context, snapshot: SnapshotId, *, name: str = "", injection: Injection = NOTHING
+    context: Context, snapshot: SnapshotId, *, name: str = "", injection: Injection = NOTHING, owner: str = ""
 ) -> tuple[Record, RestoreTimes]:
     """A new sandbox from a snapshot, with a new id, name, hostname, machine id and address.
 
@@ -85,6 +83,7 @@ def clone(
     planned = Record(
         id=identity.id, name=identity.name, spec=replace(body.spec, name=identity.name, publish=()),
         phase=Phase.CREATING, created_at=context.now(), hostname=identity.hostname, machine_id=identity.machine_id,
+        owner=owner,
     )  # fmt: skip
     with context.exclusive(planned.id), ExitStack() as undo:
         planned = add_record(context, planned)
