@@ -1,0 +1,327 @@
+"""Guest hooks against real sandboxes: who is told what and when, and what happens when a hook fails, hangs or lies."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from guests import SETUP, evaluate, interpreter, run
+from thawbox.errors import HookFailed, InvalidRequest, StartFailed
+from thawbox.model import Phase
+from thawbox.node import Node
+from traces import Traces
+
+
+def test_hooks_run_before_a_checkpoint_and_after_it_in_the_original(node: Node) -> None:
+    sandbox = interpreter(node)
+    sandbox.checkpoint()
+    assert evaluate(sandbox, "events") == [["before"], ["checkpoint", sandbox.name]]
+
+
+def test_a_clone_is_told_that_it_is_one_and_who_it_is(node: Node) -> None:
+    snapshot = interpreter(node).checkpoint()
+    first, second = snapshot.clones(2)
+    for clone in (first, second):
+        told = evaluate(clone, "events")
+        assert told == [["before"], ["clone", clone.name, clone.id, clone.record.machine_id]]
+        assert evaluate(clone, "open('/etc/machine-id').read().strip()") == clone.record.machine_id
+    assert first.record.machine_id != second.record.machine_id
+
+
+def test_a_restore_is_told_that_it_is_one(node: Node) -> None:
+    sandbox = interpreter(node)
+    restored, _ = sandbox.checkpoint(stop=True).restore()
+    told = evaluate(restored, "events")
+    assert told == [["before"], ["restore", sandbox.name, sandbox.id, sandbox.record.machine_id]]
+
+
+def test_hooks_before_run_in_reverse_order_and_those_after_in_order(node: Node) -> None:
+    setup = """
+for name in ("one", "two", "three"):
+    guest.before_checkpoint(lambda name=name: events.append(["before " + name]))
+    guest.after_restore(lambda event, name=name: events.append(["after " + name]))
+"""
+    clone = interpreter(node, setup).checkpoint().clone()
+    assert [event[0] for event in evaluate(clone, "events")] == [
+        "before three", "before two", "before one", "after one", "after two", "after three",
+    ]  # fmt: skip
+
+
+def test_async_hooks_run_on_the_programs_own_loop(node: Node) -> None:
+    setup = """
+import asyncio, threading
+loop = asyncio.new_event_loop()
+threading.Thread(target=loop.run_forever, daemon=True).start()
+guest.attach_loop(loop)
+@guest.before_checkpoint
+async def before(): events.append(["before", asyncio.get_running_loop() is loop])
+@guest.after_restore
+async def after(event):
+    await asyncio.sleep(0.001)
+    events.append(["after", asyncio.get_running_loop() is loop])
+"""
+    clone = interpreter(node, setup).checkpoint().clone()
+    assert evaluate(clone, "events") == [["before", True], ["after", True]]
+
+
+@pytest.mark.parametrize(
+    ("body", "cause"),
+    [
+        ("raise ValueError('no')", "raised ValueError: no"),
+        ("time.sleep(600)", "took more than 0.2 s"),
+    ],
+    ids=["raises", "hangs"],
+)
+def test_a_failing_before_hook_fails_the_checkpoint_and_the_sandbox_runs_on(node: Node, body: str, cause: str) -> None:
+    setup = f"""
+@guest.before_checkpoint(timeout=0.2)
+def failing():
+    if broken: {body}
+broken = True
+@guest.after_checkpoint
+def resumed(event): events.append([event.what])
+"""
+    sandbox = interpreter(node, setup)
+    with pytest.raises(HookFailed, match=cause):
+        sandbox.checkpoint()
+    assert sandbox.state is Phase.RUNNING
+    assert evaluate(sandbox, "events") == [["checkpoint"]]
+    assert not node.snapshots()
+    run(sandbox, "broken = False")
+    assert sandbox.checkpoint().clone().state is Phase.RUNNING
+
+
+def test_a_failing_before_hook_leaves_a_sandbox_that_was_to_be_stopped_running(node: Node) -> None:
+    setup = """
+@guest.before_checkpoint
+def failing(): raise ValueError("no")
+@guest.after_checkpoint
+def resumed(event): events.append([event.what])
+"""
+    sandbox = interpreter(node, setup)
+    with pytest.raises(HookFailed):
+        sandbox.checkpoint(stop=True)
+    assert sandbox.state is Phase.RUNNING
+    assert evaluate(sandbox, "events") == [["checkpoint"]]
+
+
+FAILING = """
+@guest.after_restore(timeout=0.2)
+def after(event):
+    BODY
+"""
+
+LYING = """
+import struct, json, threading
+def lie():
+    while True:
+        peer, _ = listener.accept()
+        with peer:
+            (length,) = struct.unpack("<I", peer.recv(4, socket.MSG_WAITALL))
+            asked = json.loads(peer.recv(length, socket.MSG_WAITALL))
+            said = {"ok": True, "nonce": asked["nonce"], "sandbox": asked["identity"]["id"]}
+            if asked["verb"] == "after_restore": said |= LIE
+            text = json.dumps(said).encode()
+            peer.sendall(struct.pack("<I", len(text)) + text)
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("\\0thawbox-guest/liar")
+listener.listen()
+threading.Thread(target=lie, daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize(
+    ("setup", "cause"),
+    [
+        (FAILING.replace("BODY", "raise ValueError('no')"), "raised ValueError: no"),
+        (FAILING.replace("BODY", "time.sleep(600)"), "took more than 0.2 s"),
+        (FAILING.replace("BODY", "os._exit(3)"), "could not be asked|no answer that can be read"),
+        (LYING.replace("LIE", "{'nonce': 'x'}"), "without the nonce"),
+        (LYING.replace("LIE", "{'sandbox': 'sb-000000000000'}"), "for another sandbox"),
+        (LYING.replace("LIE", "{'ok': 0}"), "does not say why"),
+        (LYING.replace("LIE", "{'secrets': [['a']]}"), "no answer that can be read"),
+    ],
+    ids=["raises", "hangs", "dies", "wrong nonce", "wrong identity", "not ok", "nonsense"],
+)
+def test_a_clone_whose_hook_fails_hangs_or_lies_is_destroyed_and_reported(
+    node: Node, traces: Callable[[], Traces], setup: str, cause: str
+) -> None:
+    sandbox = interpreter(node, setup)
+    snapshot = sandbox.checkpoint(stop=True)
+    for attempt in (snapshot.clone, snapshot.restore):
+        with pytest.raises(HookFailed, match=cause):
+            attempt()
+        assert [one.state for one in node.sandboxes()] == [Phase.SUSPENDED]
+        assert not traces().processes
+    assert [one.id for one in node.snapshots()] == [snapshot.id]
+
+
+def test_a_guest_that_hangs_is_given_up_after_the_specs_time(node: Node) -> None:
+    hanging = LYING.replace("if asked", "time.sleep(600)\n            if asked").replace("LIE", "{}")
+    sandbox = interpreter(node, hanging, hook_timeout=0.3)
+    with pytest.raises(HookFailed, match=r"did not answer within 0\.3 s"):
+        sandbox.checkpoint()
+    assert sandbox.state is Phase.RUNNING
+
+
+def test_every_process_that_imports_the_guest_is_told(node: Node) -> None:
+    setup = (
+        SETUP
+        + """
+import json
+def child(number):
+    events.clear()
+    while True: time.sleep(60)
+readers = []
+for number in range(3):
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        guest.after_restore(lambda event: os.write(write, event.what.encode()))
+        child(number)
+    os.close(write)
+    readers.append(read)
+"""
+    )
+    clone = interpreter(node, setup).checkpoint().clone()
+    assert evaluate(clone, "[os.read(reader, 100).decode() for reader in readers]") == ["clone"] * 3
+
+
+def test_only_the_host_can_call_hooks(node: Node) -> None:
+    sandbox = interpreter(node)
+    answer = run(
+        sandbox,
+        """
+import struct, json
+found = [line.split()[-1] for line in open("/proc/net/unix") if "thawbox-guest" in line]
+peer = socket.socket(socket.AF_UNIX)
+peer.connect("\\0" + found[0][1:])
+text = json.dumps({"verb": "before_checkpoint", "nonce": "x", "identity": {"id": "x"}}).encode()
+try:
+    peer.sendall(struct.pack("<I", len(text)) + text)
+    said = peer.recv(100)
+except OSError:
+    said = b""
+answer = [len(found), said.decode(), events]
+""",
+    )
+    assert answer == [1, "", []]
+
+
+def test_ready_guest_waits_for_the_program_to_say_so(node: Node) -> None:
+    setup = """
+import threading
+guest.not_ready("the matrix")
+def load():
+    time.sleep(0.2)
+    events.append(["loaded"])
+    guest.ready()
+threading.Thread(target=load).start()
+"""
+    assert evaluate(interpreter(node, setup, ready="guest"), "events") == [["loaded"]]
+
+
+def test_a_checkpoint_when_ready_waits_and_says_what_is_missing(node: Node) -> None:
+    sandbox = interpreter(node, "guest.not_ready('the matrix')", ready_timeout=0.3, ready="tcp:8000")
+    with pytest.raises(StartFailed, match="the matrix"):
+        sandbox.checkpoint(when_ready=True)
+    run(sandbox, "guest.ready()")
+    assert sandbox.checkpoint(when_ready=True).clone().state is Phase.RUNNING
+
+
+def test_secrets_and_environment_for_a_program_without_hooks_are_refused(node: Node) -> None:
+    snapshot = interpreter(node, hooks="none").checkpoint()
+    with pytest.raises(InvalidRequest, match="no hook"):
+        snapshot.clone(secrets={"KEY": b"sesame"})
+    assert len(node.sandboxes()) == 1
+
+
+def test_hooks_guest_refuses_a_program_that_does_not_listen(node: Node) -> None:
+    sandbox = interpreter(node, "", hooks="guest")
+    with pytest.raises(HookFailed, match=r"thawbox\.guest"):
+        sandbox.checkpoint()
+
+
+HTTP = """
+import http.server, json, threading
+class Hooks(http.server.BaseHTTPRequestHandler):
+    def do_GET(self): self.say(200 if ready else 503, {"missing": ["the matrix"]})
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        events.append([self.path, asked.get("what"), asked["identity"]["name"], asked.get("secrets")])
+        self.say(200, {"nonce": asked["nonce"]} if honest else {})
+    def say(self, status, answer):
+        text = json.dumps(answer).encode()
+        self.send_response(status); self.send_header("Content-Length", str(len(text))); self.end_headers()
+        self.wfile.write(text)
+    def log_message(self, *_): pass
+ready = honest = True
+threading.Thread(target=http.server.ThreadingHTTPServer(("127.0.0.1", 9000), Hooks).serve_forever).start()
+"""
+
+
+def test_hooks_by_http_are_told_the_same(node: Node) -> None:
+    sandbox = interpreter(node, HTTP, hooks="http://127.0.0.1:9000")
+    snapshot = sandbox.checkpoint(when_ready=True)
+    clone = snapshot.clone(secrets={"KEY": b"sesame"})
+    before = ["/internal/before-checkpoint", None, sandbox.name, None]
+    assert evaluate(clone, "events") == [before, ["/internal/after-restore", "clone", clone.name, {"KEY": "c2VzYW1l"}]]
+    assert evaluate(sandbox, "events") == [before, ["/internal/after-checkpoint", "checkpoint", sandbox.name, {}]]
+
+
+def test_a_clone_whose_http_hook_lies_is_destroyed(node: Node) -> None:
+    sandbox = interpreter(node, HTTP, hooks="http://127.0.0.1:9000")
+    with pytest.raises(HookFailed, match="nonce"):
+        run(sandbox, "honest = False")
+        sandbox.checkpoint()
+    run(sandbox, "honest = True\nreal_time = time.time()")
+    run(sandbox, "class Later:\n def __bool__(self): return os.uname().nodename == home\nhome = os.uname().nodename")
+    run(sandbox, "honest = Later()")
+    snapshot = sandbox.checkpoint()
+    with pytest.raises(HookFailed, match="nonce"):
+        snapshot.clone()
+    assert len(node.sandboxes()) == 1
+
+
+def test_hooks_by_command_are_told_the_same(node: Node) -> None:
+    command = """sh -c 'cat >>/tmp/told; echo " $1" >>/tmp/told; test "$1" != "$(cat /tmp/refused)"' hook"""
+    sandbox = interpreter(node, "open('/tmp/refused', 'w').close()", hooks=f"cmd:{command}")
+    snapshot = sandbox.checkpoint(when_ready=True)
+    clone = snapshot.clone(secrets={"KEY": b"sesame"})
+    told = evaluate(clone, "open('/tmp/told').read()")
+    assert [line.split()[-1] for line in told.splitlines()] == [
+        "checkpoint-ready",
+        "before-checkpoint",
+        "after-restore",
+    ]
+    assert f'"name": "{clone.name}"' in told
+    assert '"c2VzYW1l"' in told
+    run(sandbox, "open('/tmp/refused', 'w').write('after-restore')")
+    with pytest.raises(HookFailed, match="ended with 1"):
+        sandbox.checkpoint().clone()
+    run(sandbox, "open('/tmp/refused', 'w').write('before-checkpoint')")
+    with pytest.raises(HookFailed, match="ended with 1"):
+        sandbox.checkpoint()
+
+
+def test_a_connection_of_the_host_that_is_open_during_a_checkpoint_harms_nobody(node: Node) -> None:
+    sandbox = interpreter(node)
+    with sandbox.connect(8000) as idle:
+        clone = sandbox.checkpoint().clone()
+        assert evaluate(clone, "events")[-1][0] == "clone"
+        idle.sendall(b"answer = 7")
+        idle.shutdown(socket.SHUT_WR)
+        assert b"7" in idle.recv(100)
+
+
+def test_checkpoints_of_a_program_whose_threads_never_rest_are_right(node: Node) -> None:
+    setup = (
+        SETUP
+        + "import threading\nfor _ in range(4): threading.Thread(target=lambda: [0 for _ in iter(int, 1)]).start()"
+    )
+    sandbox = interpreter(node, setup)
+    for _ in range(5):
+        sandbox.checkpoint()
+    assert len(evaluate(sandbox, "events")) == 10
