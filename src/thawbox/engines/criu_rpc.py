@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 
 from thawbox.engines.proto import rpc_pb2
 from thawbox.host.namespaces import Entrance, enter_program
+from thawbox.host.proc import wait_gone
 
 MESSAGE_LIMIT = 1 << 20
 """More than CRIU ever sends; a message is one packet."""
@@ -130,10 +131,8 @@ def _receive(ours: socket.socket, deadline: float) -> rpc_pb2.criu_resp:
 
 def _finish(running: subprocess.Popen[bytes]) -> None:
     """Give CRIU, which has answered or is to be ended, a moment to leave by itself."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        running.wait(timeout=1.0)
-        return
-    running.send_signal(signal.SIGKILL)
+    if not wait_gone(running.pid, timeout=1.0):
+        running.send_signal(signal.SIGKILL)
     running.wait()
 
 
