@@ -23,9 +23,11 @@ from thawbox.host.cgroup_layout import Layout, detect_layout
 from thawbox.host.files import private_directory
 from thawbox.host.seccomp import capability_mask, compile_filter
 from thawbox.model import SnapshotId, Spec
+from thawbox.pool import Pool, PoolSpec, kept
 from thawbox.sandbox import Context, Journal, Programs, Sandbox, Snapshot
 from thawbox.sandbox.adoption import Adoption, adopt
 from thawbox.sandbox.starting import start
+from thawbox.sandbox.templates import Template, all_templates, create_template, find_template, rebuild_template
 from thawbox.store import Store
 
 _SOURCE_PROGRAMS = Path(__file__).parents[2] / "native" / "build" / "bin"
@@ -71,6 +73,7 @@ class Node:
                 boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
                 now=now,
             )
+            undo.callback(self.context.engine.close)
             self.adoption: Adoption = adopt(self.context)
             self._undo = undo.pop_all()
 
@@ -113,6 +116,42 @@ class Node:
     def snapshots(self) -> list[Snapshot]:
         """Every snapshot of this node, oldest first."""
         return [Snapshot(self.context, SnapshotId(stored.id)) for stored in self.context.store.records()]
+
+    def create_template(self, name: str, spec: Spec) -> Template:
+        """Boot a spec until it is ready and keep it to make clones from. Raises InvalidRequest, StartFailed."""
+        return create_template(self.context, name, spec)
+
+    def rebuild_template(self, name: str) -> Template:
+        """Boot a template's spec anew; pools replace their parked clones. Raises NotFound, StartFailed."""
+        return rebuild_template(self.context, name)
+
+    def template(self, name: str) -> Template:
+        """The template of this name; raises NotFound."""
+        return find_template(self.context, name)
+
+    def templates(self) -> list[Template]:
+        """Every template of this node, by name."""
+        return all_templates(self.context)
+
+    def remove_template(self, name: str) -> None:
+        """Remove a template and its golden snapshot; raises InvalidRequest while a pool is made from it."""
+        kept.remove_unused_template(self.context, name)
+
+    def create_pool(self, spec: PoolSpec) -> PoolSpec:
+        """Tell the node of a new pool; it is filled once it is opened. Raises InvalidRequest, NotFound."""
+        return kept.create_pool(self.context, spec)
+
+    def open_pool(self, name: str) -> Pool:
+        """Keep a pool filled from now on, in this process; the caller closes or drains it. Raises Unavailable."""
+        return kept.open_pool(self.context, name)
+
+    def pools(self) -> list[PoolSpec]:
+        """Every pool of this node, by name, open or not."""
+        return kept.all_pools(self.context)
+
+    def remove_pool(self, name: str, *, force: bool = False) -> None:
+        """Destroy and forget a pool that is not open; raises InvalidRequest while it has leases, unless `force`."""
+        kept.remove_pool(self.context, name, force=force)
 
     def tidy(self) -> None:
         """Remove what an empty node keeps in the kernel and in tmpfs: cgroups, firewall table, CRIU's feature cache."""

@@ -74,6 +74,21 @@ class Engine(Protocol):
         """
         ...
 
+    def warm(self, chain: Sequence[Path]) -> bool:
+        """Make ready for many restores of the newest of `chain` (verified images directories, base first).
+
+        They then share memory with one another where the engine can; False where it cannot. Nothing else changes.
+        """
+        ...
+
+    def cool(self, images: Path) -> None:
+        """Give up what `warm` made for this images directory; what was restored is not touched."""
+        ...
+
+    def close(self) -> None:
+        """Give up everything that `warm` made."""
+        ...
+
     def shrink(self, images: Path, *, parents: Sequence[Path] = (), parent_link: str = "") -> bool:
         """Rewrite a fresh dump in place so that it holds only what a restore does not find elsewhere.
 

@@ -11,13 +11,14 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from thawbox.engines import DumpReport, Place, RestoreReport
-from thawbox.engines.criu_images import read_tasks
 from thawbox.engines.criu_connections import close_outside
-from thawbox.engines.criu_rpc import LOG, STDERR, CriuGone, CriuProgram, request
+from thawbox.engines.criu_images import read_tasks
+from thawbox.engines.criu_rpc import LOG, STDERR, CriuGone, CriuProgram, Notified, request
+from thawbox.engines.criu_template import TemplateGone, TemplateServers
 from thawbox.engines.proto import rpc_pb2, stats_pb2
 from thawbox.errors import DumpFailed, EngineError, RestoreFailed, Unsupported
 from thawbox.host.namespaces import PIDS_ABOVE, Entrance
@@ -46,6 +47,7 @@ class CriuEngine:
     program: CriuProgram
     scratch: Path
     timeout: float = 120.0
+    templates: TemplateServers = field(default_factory=TemplateServers)
 
     @property
     def name(self) -> str:
@@ -99,15 +101,33 @@ class CriuEngine:
         entrance = Entrance(place.keeper, place.cgroup_procs, pids_above=_pids_above(images))
         with _work_directory(self.scratch, images) as work:
             try:
-                answer = request(
-                    self.program, entrance, message, images=images, work=work,
-                    timeout=self.timeout, on={"post-restore": before_resume},
-                )  # fmt: skip
+                answer = self._ask_to_restore(entrance, message, images, work, on={"post-restore": before_resume})
             except CriuGone as error:
                 raise _failure(RestoreFailed, f"the restore failed: {error}", work) from error
             if not answer.success:
                 raise _failure(RestoreFailed, "the restore failed", work)
         return RestoreReport((time.perf_counter() - started) * 1000)
+
+    def _ask_to_restore(
+        self, entrance: Entrance, message: rpc_pb2.criu_req, images: Path, work: Path, *, on: Notified
+    ) -> rpc_pb2.criu_resp:
+        """By the snapshot's template server where there is one, else from the files."""
+        server = self.templates.find(images)
+        if server is not None:
+            try:
+                return server.request(entrance, message, work=work, timeout=self.timeout, on=on)
+            except TemplateGone:
+                self.templates.drop(images)
+        return request(self.program, entrance, message, images=images, work=work, timeout=self.timeout, on=on)
+
+    def warm(self, chain: Sequence[Path]) -> bool:
+        return self.templates.start(self.program, chain)
+
+    def cool(self, images: Path) -> None:
+        self.templates.drop(images)
+
+    def close(self) -> None:
+        self.templates.close()
 
     def shrink(self, images: Path, *, parents: Sequence[Path] = (), parent_link: str = "") -> bool:
         from thawbox.engines.criu_delta import is_clean, make_delta, make_full  # numpy: 0.15 s, and only needed here

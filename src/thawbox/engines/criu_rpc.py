@@ -89,11 +89,17 @@ def request(
         )  # fmt: skip
         undo.callback(_finish, running)
         theirs.close()
+        return converse(ours, message, on, timeout=timeout)
+
+
+def converse(ours: socket.socket, message: rpc_pb2.criu_req, on: Notified, *, timeout: float) -> rpc_pb2.criu_resp:
+    """Ask over a connection to `criu swrk` and answer its notifications; see `request`."""
+    deadline = time.monotonic() + timeout
+    kind = message.type
+    try:
         ours.send(message.SerializeToString())
-        return _converse(ours, message.type, on, deadline=time.monotonic() + timeout)
-
-
-def _converse(ours: socket.socket, kind: int, on: Notified, *, deadline: float) -> rpc_pb2.criu_resp:
+    except OSError as error:
+        raise CriuGone(f"criu does not listen: {error}") from error
     failure: BaseException | None = None
     while True:
         answer = _receive(ours, deadline)

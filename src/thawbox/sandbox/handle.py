@@ -29,6 +29,7 @@ from thawbox.sandbox.links import open_link
 from thawbox.sandbox.observe import observe
 from thawbox.sandbox.restoring import RestoreTimes
 from thawbox.sandbox.shells import open_log, root_layers
+from thawbox.sandbox.warming import warm_for
 from thawbox.store import Record as Stored
 
 PARALLEL_RESTORES = max(2, os.cpu_count() or 1)
@@ -230,13 +231,29 @@ class Snapshot:
         record, times = restoring.clone(self._context, self.id, name=name, injection=injection)
         return Sandbox(self._context, record), times
 
-    def clones(self, count: int, *, name: str = "") -> list[Sandbox]:
-        """`count` clones at once; if one fails, all are removed and its error is raised."""
-        return [sandbox for sandbox, _ in self.clones_timed(count, name=name)]
+    def warm(self) -> bool:
+        """Hold this snapshot's memory ready, so that clones and restores share it; False where that cannot be."""
+        with self._context.store.reading(self.id) as fetched:
+            return self._context.engine.warm(fetched.images)
+
+    def cool(self) -> None:
+        """Give up what `warm` holds; clones run on."""
+        self._context.engine.cool(self._context.store.layout.images(self.id))
+
+    def clones(self, count: int, *, name: str = "", eager: bool = False) -> list[Sandbox]:
+        """`count` clones at once; if one fails, all are removed and its error is raised.
+
+        Several share their memory, copy on write, where the engine can do that; `eager` reads it for each.
+        """
+        return [sandbox for sandbox, _ in self.clones_timed(count, name=name, eager=eager)]
 
     def clones_timed(
-        self, count: int, *, name: str = "", progress: Callable[[], None] | None = None
+        self, count: int, *, name: str = "", eager: bool = False, progress: Callable[[], None] | None = None
     ) -> list[tuple[Sandbox, RestoreTimes]]:
+        if eager:
+            self.cool()
+        else:
+            warm_for(self._context, self.id, count)
         names = [name] if count == 1 else [f"{name}-{number}" if name else "" for number in range(1, count + 1)]
         made: list[tuple[Sandbox, RestoreTimes]] = []
         with ThreadPoolExecutor(PARALLEL_RESTORES, "thawbox-clone") as threads:

@@ -1,0 +1,230 @@
+"""Template servers: a CRIU process that holds a snapshot's memory and forks its restores, copy on write.
+
+Needs our patch 0005 to CRIU (native/criu/README.md). A clone made this way differs in nothing from
+one restored from the files, but that it shares every page it does not write.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import structlog
+
+from thawbox.engines.criu_rpc import LOG, RPC_CONFIG, CriuProgram, Notified, converse
+from thawbox.engines.proto import rpc_pb2
+from thawbox.errors import EngineError, RestoreFailed, Unsupported
+from thawbox.host.namespaces import Entrance
+from thawbox.host.proc import start_program
+
+# The table and the messages: struct template_* in the patch.
+_HEADER = struct.Struct("<4I")
+_REGION = struct.Struct("<QQQII")
+_PIECE = struct.Struct("<QQQII")
+_MAGIC = 0x54425458
+_IMAGES_FD, _WORK_FD = 901, 902
+_NAMESPACES = ("cgroup", "time", "uts", "net", "mnt")
+_MAX_FILES = 240
+_MAP_PLAIN = 0x22  # MAP_PRIVATE | MAP_ANONYMOUS
+_MAP_NORESERVE = 0x4000
+_LOAD_SECONDS = 120.0
+MOST_SERVERS = 4
+"""Each holds the whole memory of a snapshot."""
+
+_log = structlog.get_logger()
+
+
+class TemplateGone(Exception):
+    """The server died before it took the request: nothing has happened yet, and the files are still there."""
+
+
+class TemplateServers:
+    """The template servers of one node, by snapshot; at most `most`, the one used longest ago makes room.
+
+    Safe to use from several threads. A restore that runs keeps its server's process alive by itself.
+    """
+
+    def __init__(self, *, most: int = MOST_SERVERS) -> None:
+        self._lock = threading.Lock()
+        self._most = most
+        self._servers: dict[Path, TemplateServer] = {}
+
+    def find(self, images: Path) -> TemplateServer | None:
+        """The living server of this images directory, which is thereby the one used last."""
+        with self._lock:
+            server = self._servers.pop(images, None)
+            if server is None:
+                return None
+            if server.is_alive():
+                self._servers[images] = server
+                return server
+        server.close()
+        return None
+
+    def start(self, program: CriuProgram, chain: Sequence[Path]) -> bool:
+        """See that the newest of `chain` has a server; False where criu has not our patch or cannot load it."""
+        if self.find(chain[-1]) is not None:
+            return True
+        try:
+            server = TemplateServer(program, chain)
+        except (EngineError, Unsupported) as error:
+            _log.info("template.refused", images=str(chain[-1]), cause=error.cause)
+            return False
+        with self._lock:
+            superfluous = [self._servers.pop(chain[-1])] if chain[-1] in self._servers else []
+            self._servers[chain[-1]] = server
+            while len(self._servers) > self._most:
+                superfluous.append(self._servers.pop(next(iter(self._servers))))
+        for other in superfluous:
+            other.close()
+        return True
+
+    def drop(self, images: Path) -> None:
+        """End the server of this images directory, if there is one."""
+        with self._lock:
+            server = self._servers.pop(images, None)
+        if server is not None:
+            server.close()
+
+    def close(self) -> None:
+        """End every server; clones run on."""
+        with self._lock:
+            servers, self._servers = list(self._servers.values()), {}
+        for server in servers:
+            server.close()
+
+
+class TemplateServer:
+    """The memory of one snapshot, held by a process of its own. Usable from several threads; `close` ends it.
+
+    Its end harms no clone. Raises RestoreFailed when the images cannot be loaded.
+    """
+
+    def __init__(self, program: CriuProgram, chain: Sequence[Path]) -> None:
+        self._lock = threading.Lock()
+        self._program = program
+        self._images = chain[-1]
+        table, files = _table(chain)
+        with ExitStack() as undo:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.enter_context(ours)
+            with theirs:
+                self._process = start_program(
+                    [str(program.binary), "template", str(theirs.fileno())], pass_fds=[theirs.fileno()]
+                )
+            undo.callback(_end, self._process)
+            _load(ours, table, files)
+            self._socket = ours
+            self._undo = undo.pop_all()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        self._undo.close()
+
+    def request(
+        self, entrance: Entrance, message: rpc_pb2.criu_req, *, work: Path, timeout: float, on: Notified
+    ) -> rpc_pb2.criu_resp:
+        """One restore, as `criu_rpc.request`, by a fork of the server; raises CriuGone when the server is dead."""
+        message.opts.images_dir_fd = -1
+        message.opts.images_dir = f"/proc/self/fd/{_IMAGES_FD}"
+        (work / RPC_CONFIG).write_text(f"work-dir /proc/self/fd/{_WORK_FD}\n")
+        message.opts.config_file = f"/proc/self/fd/{_WORK_FD}/{RPC_CONFIG}"
+        message.opts.log_file = LOG
+        message.opts.notify_scripts = bool(on)
+        with ExitStack() as undo:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.enter_context(ours)
+            with theirs, _descriptors(self._program, entrance, self._images, work) as fds:
+                try:
+                    with self._lock:
+                        socket.send_fds(self._socket, [b"clone %d" % entrance.pids_above], [theirs.fileno(), *fds])
+                except OSError as error:
+                    raise TemplateGone(f"the template server is gone: {error}") from error
+            return converse(ours, message, on, timeout=timeout)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+@contextmanager
+def _descriptors(program: CriuProgram, entrance: Entrance, images: Path, work: Path) -> Generator[list[int]]:
+    """What a clone needs, in the order of enum template_fd, less the connection."""
+    process = f"/proc/{entrance.pid}/ns"
+    paths: list[tuple[str | Path, int]] = [
+        (images, os.O_RDONLY), (work, os.O_RDONLY), (program.cache, os.O_RDONLY),
+        ("/proc/sys/kernel/ns_last_pid", os.O_WRONLY),
+        *((f"{process}/{name}", os.O_RDONLY) for name in (*_NAMESPACES, "pid")),
+        *((procs, os.O_WRONLY) for procs in entrance.cgroup_procs),
+    ]  # fmt: skip
+    with ExitStack() as undo:
+        fds: list[int] = []
+        for path, flags in paths:
+            fds.append(os.open(path, flags | os.O_CLOEXEC))
+            undo.callback(os.close, fds[-1])
+        yield fds
+
+
+def _load(connection: socket.socket, table: bytes, files: Sequence[Path]) -> None:
+    with ExitStack() as undo:
+        holder = undo.enter_context(os.fdopen(os.memfd_create("template"), "wb"))
+        holder.write(table)
+        holder.flush()
+        opened = [undo.enter_context(file.open("rb")) for file in files]
+        socket.send_fds(connection, [b"load"], [holder.fileno(), *(file.fileno() for file in opened)])
+        connection.settimeout(_LOAD_SECONDS)
+        try:
+            answer = connection.recv(256)
+        except OSError:
+            answer = b""
+        if answer != b"ready":
+            raise RestoreFailed(f"the template server could not load its snapshot: {answer.decode() or 'it ended'}")
+        connection.settimeout(None)
+
+
+def _table(chain: Sequence[Path]) -> tuple[bytes, list[Path]]:
+    """The regions to hold and the pieces to fill them with, packed, and the files that hold the pieces."""
+    from thawbox.engines.criu_images import read_vmas
+    from thawbox.engines.criu_reader import merged_pages
+    from thawbox.engines.criu_vmas import absent_is_zero
+
+    merged = merged_pages(chain)
+    files: dict[Path, int] = {}
+    regions: list[bytes] = []
+    pieces: list[bytes] = []
+    for memory in merged.memories:
+        if memory.shared:
+            continue
+        plain = [
+            vma for vma in read_vmas(chain[-1], memory.number)
+            if absent_is_zero(vma) and vma.flags & ~_MAP_NORESERVE == _MAP_PLAIN
+        ]  # fmt: skip
+        segments = list(merged.segments(memory))
+        for vma in plain:
+            mine = [
+                (max(vma.start, part.address), min(vma.end, part.address + part.length), part)
+                for part in segments if part.address < vma.end and part.address + part.length > vma.start
+            ]  # fmt: skip
+            if not mine:
+                continue
+            for begin, end, part in mine:
+                number = files.setdefault(part.file, len(files))
+                pieces.append(_PIECE.pack(begin, end - begin, part.offset + begin - part.address, number, 0))
+            regions.append(_REGION.pack(vma.start, vma.end, vma.flags, memory.number, len(mine)))
+    if len(files) > _MAX_FILES:
+        raise Unsupported(f"the snapshot's memory lies in {len(files)} files", remediation="flatten it first")
+    table = _HEADER.pack(_MAGIC, len(regions), len(pieces), 0) + b"".join(regions) + b"".join(pieces)
+    return table, list(files)
