@@ -1,4 +1,4 @@
-"""The verified fake of `Parking`: clones are entries in a table; tests/contract/test_parking.py tries it and the real one."""
+"""The verified fake of `Parking`: clones in a table. tests/contract/test_parking.py tries it and the real one alike."""
 
 from __future__ import annotations
 

@@ -1,0 +1,93 @@
+"""The pools that a node was told to keep: made, opened by one process at a time, removed."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import msgspec
+
+from thawbox.errors import InvalidRequest, LockTimeout, Unavailable
+from thawbox.host.files import locked, private_directory
+from thawbox.pool.pool import Pool
+from thawbox.pool.spec import PoolSpec, check_pool
+from thawbox.sandbox import Context
+from thawbox.sandbox.parking import CloneParking
+from thawbox.sandbox.templates import find_template, remove_template
+
+_KIND = "pool"
+
+
+def create_pool(context: Context, spec: PoolSpec) -> PoolSpec:
+    """Keep a new pool; nothing is restored before it is opened.
+
+    Raises InvalidRequest when its name is taken or its watermarks cannot be kept, NotFound without its template.
+    """
+    find_template(context, check_pool(spec).template)
+    context.journal.write_entry(_KIND, spec.name, msgspec.json.encode(spec), is_new=True)
+    return spec
+
+
+def find_pool(context: Context, name: str) -> PoolSpec:
+    """What was said of this pool when it was made; raises NotFound."""
+    return msgspec.json.decode(context.journal.entry(_KIND, name), type=PoolSpec)
+
+
+def all_pools(context: Context) -> list[PoolSpec]:
+    """Every pool of the node, by name."""
+    return [msgspec.json.decode(content, type=PoolSpec) for content in context.journal.entries(_KIND).values()]
+
+
+def open_pool(context: Context, name: str) -> Pool:
+    """Take up what is parked and leased, and begin to fill the pool; the caller closes or drains it.
+
+    Raises NotFound, and Unavailable while another process keeps this pool.
+    """
+    spec = find_pool(context, name)
+    with ExitStack() as undo:
+        _claim(context, name, undo)
+        claim = undo.pop_all()
+    pool = Pool(
+        name, CloneParking(context, name, spec.template), spec.marks, lease_ttl=spec.lease_ttl,
+        parallel=spec.parallel, now=context.now, on_close=claim.close,
+    )  # fmt: skip
+    with ExitStack() as undo:
+        undo.callback(pool.close)
+        pool.start()
+        undo.pop_all()
+    return pool
+
+
+def remove_pool(context: Context, name: str, *, force: bool = False) -> None:
+    """Destroy what the pool has parked, and forget it. Raises InvalidRequest while leases run, unless `force`."""
+    spec = find_pool(context, name)
+    with ExitStack() as undo:
+        _claim(context, name, undo)
+        parking = CloneParking(context, name, spec.template)
+        found = parking.inherited()
+        if found.leased and not force:
+            raise InvalidRequest(
+                f"pool {name} has {len(found.leased)} leases",
+                remediation="release them, or use --force",
+            )
+        for clone in (*found.parked, *found.leased, *found.rest):
+            parking.destroy(clone)
+        context.journal.remove_entry(_KIND, name)
+
+
+def remove_unused_template(context: Context, name: str) -> None:
+    """Remove a template that no pool is made from; raises InvalidRequest naming one that is."""
+    for pool in all_pools(context):
+        if pool.template == name:
+            raise InvalidRequest(f"pool {pool.name} is made from template {name}", remediation="remove that pool first")
+    remove_template(context, name)
+
+
+def _claim(context: Context, name: str, undo: ExitStack) -> None:
+    """Be the only process that keeps this pool until `undo` unwinds, or the process ends."""
+    lock = private_directory(context.home / "locks") / f"pool-{name}"
+    try:
+        undo.enter_context(locked(lock, timeout=0))
+    except LockTimeout:
+        raise Unavailable(
+            f"pool {name} is kept by another process", remediation="use it through that process, or stop it"
+        ) from None
