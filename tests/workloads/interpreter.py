@@ -20,9 +20,8 @@ names = {"guest": guest, "events": events, "os": os, "sys": sys, "time": time, "
 
 
 def serve(port: int) -> None:
-    listening = socket.create_server(("127.0.0.1", port))
     exec(sys.argv[1] if len(sys.argv) > 1 else "", names)
-    print("listening", flush=True)
+    listening = socket.create_server(("127.0.0.1", port))  # from here on it is ready
     while True:
         connection, _ = listening.accept()
         with connection, connection.makefile("rb") as stream:
@@ -36,7 +35,7 @@ def serve(port: int) -> None:
             try:
                 exec(source, names)
                 said = {"answer": names["answer"]}
-            except Exception:
+            except Exception:  # noqa: BLE001 - it goes to whoever asked
                 said = {"error": traceback.format_exc()}
             connection.sendall(json.dumps(said).encode())
 
