@@ -23,7 +23,7 @@ from typing import Self
 from thawbox.bench import agent
 from thawbox.engines import DumpReport, Place, RestoreReport
 from thawbox.engines.criu import GHOST_LIMIT, CriuEngine, CriuProgram
-from thawbox.engines.proto import stats_pb2
+from thawbox.engines.criu_images import read_dump_stats
 from thawbox.errors import DumpFailed, RestoreFailed
 from thawbox.host.namespaces import Entrance, enter_program
 from thawbox.host.proc import children, start_program
@@ -246,10 +246,8 @@ def _work_directory(scratch: Path) -> Generator[Path]:
 
 
 def _frozen_ms(work: Path) -> float:
-    """CRIU's own count (images/stats.proto, microseconds), behind a magic number and a length of 4 bytes each."""
-    stats = stats_pb2.stats_entry()
-    stats.ParseFromString((work / "stats-dump").read_bytes()[12:])
-    return stats.dump.frozen_time / 1000
+    stats = read_dump_stats(work)
+    return (stats.freezing_us + stats.frozen_us) / 1000
 
 
 def _tail(work: Path) -> str:

@@ -82,12 +82,12 @@ class MainJob:
         """What is interleaved, with each row's clock in words."""
         return [
             Scenario("checkpoint", {
-                FROZEN: "from CRIU's word that it begins to stop the tree until it runs again, the copy of the "
-                        "writable layer included",
+                FROZEN: "CRIU's own count (stats-dump): from its first stop of a task until its last thaw, the copy of "
+                        "changed files included",
                 CHECKPOINT: "the call of `checkpoint`, until the snapshot is durable, hashed and listed",
             }, self._checkpoint),
             Scenario("bare dump", {
-                BARE_FROZEN: "CRIU's own count (stats-dump, frozen_time), of the same sandbox",
+                BARE_FROZEN: "the same count, of the same sandbox, dumped by the criu command",
                 BARE_DUMP: "`criu dump` of the same sandbox, from the start of the command to its exit",
             }, self._bare_dump),
             Scenario("restore", {
@@ -106,7 +106,7 @@ class MainJob:
             Scenario("plain process", {
                 PLAIN_RESTORE: "`unshare … criu restore` of the same program without thawbox (no init, no overlay, no "
                                "cgroup), from the start of unshare until the agent answered",
-                PLAIN_FROZEN: "CRIU's own count, of that process",
+                PLAIN_FROZEN: "the same count, of that process",
                 PLAIN_DUMP: "`criu dump` of that process, from the start of the command to its exit",
             }, self._plain_process),
             Scenario("create", {

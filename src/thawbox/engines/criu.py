@@ -16,10 +16,10 @@ from pathlib import Path
 
 from thawbox.engines import DumpReport, Place, RestoreReport
 from thawbox.engines.criu_connections import close_outside
-from thawbox.engines.criu_images import read_tasks
+from thawbox.engines.criu_images import read_dump_stats, read_tasks
 from thawbox.engines.criu_rpc import LOG, STDERR, CriuGone, CriuProgram, Notified, request
 from thawbox.engines.criu_template import TemplateGone, TemplateServers
-from thawbox.engines.proto import rpc_pb2, stats_pb2
+from thawbox.engines.proto import rpc_pb2
 from thawbox.errors import DumpFailed, EngineError, RestoreFailed, Unsupported
 from thawbox.host.namespaces import PIDS_ABOVE, Entrance
 from thawbox.host.proc import run_program
@@ -34,10 +34,6 @@ LOG_TAIL = 30
 
 _OWN_PIDS = 256
 """More than criu ever takes for itself during a restore."""
-
-_STATS = "stats-dump"
-_MAGIC_BYTES = 8
-_LENGTH_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,21 +72,21 @@ class CriuEngine:
         options.ghost_limit = GHOST_LIMIT
         options.tcp_skip_in_flight = True  # nobody inside has seen a connection that was not accepted
         _shared_options(options, established=established)
-        clock = _Clock()
+        begun = time.perf_counter()
         with _work_directory(self.scratch, images) as work:
             try:
                 answer = request(
                     self.program, Entrance(place.keeper), message, images=images, work=work, timeout=self.timeout,
-                    on={"pre-dump": clock.freeze, "post-dump": while_stopped, "post-resume": clock.thaw},
-                    freezer=place.freezer,
+                    on={"post-dump": while_stopped}, freezer=place.freezer,
                 )  # fmt: skip
             except CriuGone as error:
                 raise _failure(DumpFailed, f"the dump failed: {error}; the sandbox runs on", work) from error
-            clock.thaw_if_running()
             if not answer.success:
                 raise _failure(DumpFailed, "the dump failed; the sandbox runs on", work)
-            pages = _pages_written(work if (work / _STATS).exists() else images)
-        return DumpReport(clock.frozen_ms(), clock.total_ms(), pages)
+            stats = read_dump_stats(work)
+        # CRIU counts from its first stop of a task to its last thaw, and has more to do before and after.
+        frozen_ms = (stats.freezing_us + stats.frozen_us) / 1000
+        return DumpReport(frozen_ms, (time.perf_counter() - begun) * 1000, stats.pages_written)
 
     def restore(
         self, place: Place, images: Path, *, before_resume: Callable[[], None], established: bool = True
@@ -166,30 +162,6 @@ def _pids_above(images: Path) -> int:
     return PIDS_ABOVE
 
 
-class _Clock:
-    """Wall time of one dump: from CRIU's word that it begins to freeze until the tree runs again."""
-
-    def __init__(self) -> None:
-        self._begun = self._frozen = time.perf_counter()
-        self._thawed: float | None = None
-
-    def freeze(self) -> None:
-        self._frozen = time.perf_counter()
-
-    def thaw(self) -> None:
-        self._thawed = time.perf_counter()
-
-    def thaw_if_running(self) -> None:
-        if self._thawed is None:
-            self.thaw()
-
-    def frozen_ms(self) -> float:
-        return ((self._thawed or time.perf_counter()) - self._frozen) * 1000
-
-    def total_ms(self) -> float:
-        return (time.perf_counter() - self._begun) * 1000
-
-
 @contextlib.contextmanager
 def _work_directory(scratch: Path, images: Path) -> Generator[Path]:
     work = scratch / f"criu-{images.parent.name}-{time.monotonic_ns():x}"
@@ -198,14 +170,6 @@ def _work_directory(scratch: Path, images: Path) -> Generator[Path]:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _pages_written(directory: Path) -> int:
-    stats = stats_pb2.stats_entry()
-    raw = (directory / _STATS).read_bytes()
-    stats.ParseFromString(raw[_MAGIC_BYTES + _LENGTH_BYTES :])
-    (directory / _STATS).unlink()
-    return stats.dump.pages_written
 
 
 # CRIU's own words, and what a person can do about them. First match wins; groups are quoted in the cause.
