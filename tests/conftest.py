@@ -1,0 +1,82 @@
+"""What every test that runs sandboxes shares: a node on a home of its own, and a look at what it leaves behind.
+
+`tests/` is put on the import path, so that tests share modules (`traces`, `views`) and not only fixtures.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from thawbox.config import load_settings
+from thawbox.errors import SandboxNotFound
+from thawbox.node import Node
+from traces import Traces, take_traces
+
+OpenNode = Callable[..., Node]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cycles", type=int, default=200, help="run/rm cycles of the leak test; 1000 were run once")
+
+
+@pytest.fixture(scope="session")
+def rootfs_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The host's rootfs, prepared once: it takes a second, and is the same for every home."""
+    from thawbox.host.rootfs import resolve
+
+    cache = tmp_path_factory.mktemp("rootfs") / "rootfs"
+    cache.mkdir()
+    resolve("SYSTEM", cache)
+    return cache
+
+
+@pytest.fixture
+def home(tmp_path: Path, rootfs_cache: Path) -> Path:
+    """A fresh THAWBOX_HOME with nothing in it but the prepared rootfs."""
+    fresh = tmp_path / "home"
+    fresh.mkdir(mode=0o700)
+    subprocess.run(["cp", "-a", rootfs_cache, fresh / "rootfs"], check=True)
+    return fresh
+
+
+@pytest.fixture
+def open_node(home: Path) -> Iterator[OpenNode]:
+    """Opens nodes on the test's home, any number, also side by side; nothing of them is left after the test."""
+    with ExitStack() as stack:
+
+        def open_one(**settings: object) -> Node:
+            return stack.enter_context(Node(load_settings(**{"home": home, **settings})))
+
+        yield open_one
+        stack.close()
+        with Node(load_settings(home=home)) as last:
+            for sandbox in last.sandboxes():
+                try:
+                    sandbox.remove(force=True)
+                except SandboxNotFound:
+                    continue
+            last.tidy()
+    left = take_traces(home)
+    shutil.rmtree(home)
+    assert not left.of_kernel(), "the test left something in the kernel"
+
+
+@pytest.fixture
+def node(open_node: OpenNode) -> Node:
+    """A node on a home of its own."""
+    return open_node()
+
+
+@pytest.fixture
+def traces(home: Path) -> Callable[[], Traces]:
+    """What the node's home has in the kernel and on the disk at the moment of the call."""
+    return lambda: take_traces(home)

@@ -1,0 +1,65 @@
+"""Workloads in sandboxes, and how they are questioned (tests/workloads/answering.py)."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thawbox.model import Mount, Spec
+from thawbox.node import Node
+from thawbox.sandbox import Sandbox
+
+WORKLOADS = Path(__file__).parents[1] / "workloads"
+SOURCES = Mount(str(WORKLOADS), "/workloads", read_only=True)
+PORT = 8000
+
+State = dict[str, Any]
+RunWorkload = Callable[..., Sandbox]
+
+
+@pytest.fixture
+def workload(node: Node) -> RunWorkload:
+    """Runs a command over tests/workloads in a new sandbox and returns it once it answers on port 8000."""
+
+    def run(*command: str, **spec: object) -> Sandbox:
+        options: dict[str, object] = {"ready": f"tcp:{PORT}", "env": {"PYTHONDONTWRITEBYTECODE": "1"}, **spec}
+        mounts = (SOURCES, *options.pop("mounts", ()))  # type: ignore[misc]
+        return node.run(Spec(tuple(command), mounts=mounts, workdir="/workloads", **options))  # type: ignore[arg-type]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def ask() -> Callable[[Sandbox, str], State]:
+    """Asks a workload one word (`state`, `grow`, `move`) and returns its answer."""
+
+    def asked(sandbox: Sandbox, word: str = "state") -> State:
+        with sandbox.connect(PORT, timeout=60) as connection:
+            connection.sendall(word.encode())
+            answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        found: State = json.loads(answer)
+        return found
+
+    return asked
+
+
+@pytest.fixture(scope="session")
+def fetch() -> Callable[[Sandbox], dict[str, object]]:
+    """Fetches the JSON object that a web server in the sandbox has at `/`."""
+
+    def fetched(sandbox: Sandbox) -> dict[str, object]:
+        connection = http.client.HTTPConnection("127.0.0.1", PORT)
+        connection.sock = sandbox.connect(PORT, timeout=60)
+        try:
+            connection.request("GET", "/")
+            found: dict[str, object] = json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+        return found
+
+    return fetched
