@@ -29,7 +29,7 @@ from thawbox.sandbox.parking import Parked, Parking
 LEASE_SECONDS = 3600.0
 PARALLEL_RESTORES = 2
 """A restore keeps one core busy; more at once make each of them slower for whoever waits for the first."""
-INSPECT_SECONDS = 2.0
+INSPECT_SECONDS = 1.0
 """How often frozen clones are looked at: with version 1 cgroups a frozen process that was killed tells nobody."""
 
 
