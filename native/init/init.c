@@ -84,7 +84,9 @@ static void serve(int signals)
         control_watch();
         int64_t wake = watch_sessions(), now = clock_ms();
         int64_t rest = wake <= now ? 0 : wake - now < KEEP_STATUS_MS ? wake - now : KEEP_STATUS_MS;
-        poll(polled, (nfds_t)polled_count, wake == INT64_MAX ? -1 : (int)rest);
+        struct timespec until = {.tv_sec = rest / 1000, .tv_nsec = rest % 1000 * 1000000};
+        /* ppoll, which a dump does not wake (CRIU lets poll and epoll_wait return): an idle sandbox stays as it is */
+        ppoll(polled, (nfds_t)polled_count, wake == INT64_MAX ? NULL : &until, NULL);
         now = clock_ms(); /* interrupted: nothing came, and the turn does no harm */
         take_signals(signals);
         reap(now);

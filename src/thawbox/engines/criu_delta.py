@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,7 @@ from thawbox.engines.criu_reader import (
     read_rows,
     write_rows,
 )
+from thawbox.engines.criu_rseq import changed_by_kernel
 from thawbox.engines.criu_shared import adopt_names, read_memfds, rename_memfds
 from thawbox.engines.criu_vmas import absent_is_zero, mapped, may_be_in_parent, may_be_lazy
 from thawbox.errors import CorruptSnapshot, InvalidRequest
@@ -62,6 +63,7 @@ class DeltaReport:
     `present` is in this dump's own pages files, `in_parent` in an older link's, `zero` was dropped for being zero;
     `compared` had a page in the parent to compare with. `changed` differs from the parent's effective page or has
     none, `gone` is in the parent and absent here; both cover zero pages by their meaning, not by their form.
+    `by_kernel` is the part of `changed` that differs only where the kernel notes on which processor a thread runs.
     `other_changed` names image files other than memory whose bytes differ from the parent's.
     """
 
@@ -70,6 +72,7 @@ class DeltaReport:
     zero: int = 0
     compared: int = 0
     changed: int = 0
+    by_kernel: int = 0
     gone: int = 0
     other_changed: tuple[str, ...] = ()
 
@@ -77,7 +80,7 @@ class DeltaReport:
 def is_clean(report: DeltaReport) -> bool:
     """Whether nothing that a restore brings back differs from the parent: no page, no mapping, no register, no file
     description. (Idle tasks that were only looked at are clean; a task that ran has at least changed its stack.)"""
-    return not (report.changed or report.gone or report.other_changed)
+    return report.changed == report.by_kernel and not (report.gone or report.other_changed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,7 @@ def make_delta(images: Path, parents: Sequence[Path], *, parent_link: str) -> De
         raise InvalidRequest("a delta needs a parent")
     report = _rewrite(images, parents)
     (images / PARENT_LINK).symlink_to(parent_link)
-    return report
+    return replace(report, by_kernel=changed_by_kernel(images, parents))
 
 
 def make_full(images: Path) -> DeltaReport:

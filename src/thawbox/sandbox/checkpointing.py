@@ -34,7 +34,7 @@ from thawbox.sandbox.context import Context
 from thawbox.sandbox.ending import take_down
 from thawbox.sandbox.hooks import attending, names_in, resume, wait_until_ready
 from thawbox.sandbox.journal import Record
-from thawbox.sandbox.links import direct_link
+from thawbox.sandbox.links import direct_link, has_callers
 from thawbox.store import Draft, Staging, parent_link
 
 
@@ -227,7 +227,7 @@ def without_connections(context: Context, record: Record) -> Generator[None]:
     A socket whose other end is outside the tree cannot be dumped.
     """
     with locked(context.link_lock(record.id), timeout=context.settings.lock_timeout, what=f"exec into {record.name}"):
-        if record.phase is not Phase.FROZEN:  # `freeze` has closed them
+        if record.phase is not Phase.FROZEN and has_callers(record):  # `freeze` has closed them
             with direct_link(record) as link:
                 link.quiesce()
         yield

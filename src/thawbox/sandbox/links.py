@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import re
 import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 
+from thawbox.engines import INIT_PID
 from thawbox.errors import NotFound
 from thawbox.host.files import locked
 from thawbox.host.init_client import CONTROL_SOCKET, InitLink
 from thawbox.host.inside import connect_inside
+from thawbox.host.proc import children, pid_inside
 from thawbox.lifecycle import ALIVE
 from thawbox.model import Phase, SandboxId
 from thawbox.sandbox.context import Context
@@ -36,6 +41,30 @@ def without_dumps(context: Context, record: Record) -> AbstractContextManager[No
 def direct_link(record: Record) -> InitLink:
     """The same for whoever holds the link lock, and so the right to connect at this moment."""
     return InitLink.connect(record.keeper_pid, started=record.keeper_started, timeout=ANSWER_SECONDS)
+
+
+def has_callers(record: Record) -> bool:
+    """Whether anybody is connected to the sandbox's init, or waits to be; False only when certainly nobody is.
+
+    Asking init itself would change its memory, and so the snapshot of a sandbox in which nothing else happened.
+    """
+    inits = [pid for pid in children(record.keeper_pid) if pid_inside(pid) == INIT_PID]
+    sockets = [link for pid in inits for link in _descriptors(pid) if link.startswith("socket:")]
+    if len(inits) != 1 or len(sockets) != 1:  # it listens on the one
+        return True
+    # A caller that was not accepted yet has no descriptor there; its socket belongs to our network namespace.
+    waiting = re.compile(rb" 0 %b$" % re.escape(CONTROL_SOCKET.encode()), re.MULTILINE)
+    return waiting.search(Path("/proc/self/net/unix").read_bytes()) is not None
+
+
+def _descriptors(pid: int) -> list[str]:
+    """What a process has open, by name; empty if it is gone."""
+    found: list[str] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found.append(str(entry.readlink()))
+    return found
 
 
 def _dial(context: Context, sandbox: SandboxId, *, timeout: float) -> Callable[[], socket.socket]:
