@@ -76,6 +76,11 @@ class Context:
         """The lock that keeps connections to a sandbox's init and its dumps apart."""
         return private_directory(self.home / "locks") / f"{sandbox}.link"
 
+    def remove_locks(self, sandbox: SandboxId) -> None:
+        """Remove the locks of a sandbox that is no more; whoever calls this holds the first of them."""
+        for lock in (self.lock(sandbox), self.link_lock(sandbox)):
+            lock.unlink(missing_ok=True)
+
     @cached_property
     def machine(self) -> Compat:
         """The facts of this machine that a snapshot is bound to, less its rootfs."""

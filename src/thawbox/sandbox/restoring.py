@@ -86,6 +86,7 @@ def clone(
         owner=owner,
     )  # fmt: skip
     with context.exclusive(planned.id), ExitStack() as undo:
+        undo.callback(context.remove_locks, planned.id)
         planned = add_record(context, planned)
         undo.callback(context.journal.remove, planned.id)
         record = _bring_to_life(context, planned, fetched, undo)

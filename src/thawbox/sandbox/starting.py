@@ -43,6 +43,7 @@ def start(context: Context, spec: Spec) -> tuple[Record, float]:
         layers={overlay_name(overlay.mountpoint): () for overlay in rootfs.overlays},
     )  # fmt: skip
     with context.exclusive(record.id), ExitStack() as undo:
+        undo.callback(context.remove_locks, record.id)
         record = add_record(context, record)
         undo.callback(context.journal.remove, record.id)
         shell = raise_shell(context, record, rootfs, start_init=True)
