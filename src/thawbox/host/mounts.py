@@ -33,6 +33,7 @@ READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys")
 ALWAYS_WRITABLE = ("/.thawbox", "/dev/shm")  # noqa: S108 - a directory of the sandbox's own overlay, not a tmpfs
 
 INIT = "/.thawbox/init"
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,8 @@ class ShellPlan:
     """Everything that decides how a sandbox's namespaces look. `capabilities` is a bit mask.
 
     `start_init` starts pid 2 from the rootfs; without it the shell waits for a restored tree. `clock_offsets` are for
-    its time namespace (time_namespaces(7)); empty: the machine's clocks.
+    its time namespace (time_namespaces(7)); empty: the machine's clocks. `boot_id` is a file that is seen as the
+    kernel's boot id, which all sandboxes of a machine share.
     """
 
     root: Path
@@ -65,6 +67,7 @@ class ShellPlan:
     wait_for_network: bool = False
     start_init: bool = True
     clock_offsets: str = ""
+    boot_id: Path | None = None
 
 
 def shell_steps(plan: ShellPlan) -> list[Step]:
@@ -78,12 +81,13 @@ def shell_steps(plan: ShellPlan) -> list[Step]:
         steps.append(("wait",))
     steps += [("hostname", plan.hostname), ("loopback",)]
     steps += [_overlay_step(plan.root, overlay) for overlay in plan.overlays]
-    sources = [f"/dev/{name}" for name in DEVICES] + [mount.source for mount in plan.mounts]
+    mounts = [*plan.mounts, *([Mount(str(plan.boot_id), BOOT_ID, read_only=True)] if plan.boot_id else [])]
+    sources = [f"/dev/{name}" for name in DEVICES] + [mount.source for mount in mounts]
     steps += [("source", source) for source in sources]
     steps.append(("pivot", str(plan.root)))
     steps += _kernel_mounts()
     steps += [("bind", str(index), f"/dev/{name}", "0") for index, name in enumerate(DEVICES)]
-    steps += [_bind_step(len(DEVICES) + index, mount) for index, mount in enumerate(plan.mounts)]
+    steps += [_bind_step(len(DEVICES) + index, mount) for index, mount in enumerate(mounts)]
     if plan.read_only:
         steps += [("writable", path) for path in ALWAYS_WRITABLE]
         steps += [("seal", overlay.target) for overlay in plan.overlays]

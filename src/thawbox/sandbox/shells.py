@@ -6,8 +6,10 @@ Rule 2: the journal names a thing before it is made (see journal.py).
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
+import uuid
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -119,6 +121,7 @@ def raise_shell(
                 tree_procs=cgroup.tree_procs, capabilities=context.capabilities, mounts=record.spec.mounts,
                 read_only=record.spec.read_only, filter_fd=filter_fd,
                 wait_for_network=record.spec.net is Net.NAT, start_init=start_init, clock_offsets=clock_offsets,
+                boot_id=_write_boot_id(directory, record),
             )  # fmt: skip
             undo.callback(_remove_network, context, record)
             keeper = start_shell(
@@ -131,6 +134,15 @@ def raise_shell(
             raise StartFailed("the sandbox ended before its program started", remediation="see `thawbox logs`")
         undo.pop_all()
         return Shell(keeper, started, {overlay_name(mount.target): mount.upper for mount in overlays})
+
+
+def _write_boot_id(directory: Path, record: Record) -> Path:
+    """A file with the sandbox's own boot id: the same after every restore, another in every clone."""
+    path = directory / "boot_id"
+    digest = hashlib.sha256(f"boot {record.id} {record.machine_id}".encode()).digest()
+    path.write_text(f"{uuid.UUID(bytes=digest[:16], version=4)}\n")
+    path.chmod(0o444)
+    return path
 
 
 def _overlay(context: Context, record: Record, directory: Path, target: str, lowers: tuple[Path, ...]) -> OverlayMount:

@@ -1,0 +1,336 @@
+"""What clones must not share and restores must not lose: one promise for each row of docs/guest.md's table.
+
+Randomness has a file of its own (test_clone_randomness.py).
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from guests import SETUP, evaluate, interpreter, run
+from thawbox.host.init_client import ExecSession, Interrupted
+from thawbox.host.reach import run_within
+from thawbox.model import Net, Publish
+from thawbox.node import Node
+from thawbox.sandbox import Sandbox
+
+CLONES = 20
+
+IDENTITY = """
+answer = {
+    "machine-id": open("/etc/machine-id").read().strip(),
+    "hostname": open("/etc/hostname").read().strip(),
+    "node name": os.uname().nodename,
+    "boot id": open("/proc/sys/kernel/random/boot_id").read().strip(),
+}
+"""
+
+
+@pytest.fixture
+def clones(node: Node) -> Iterator[Callable[[Sandbox], list[Sandbox]]]:
+    """Makes twenty clones of a sandbox, and removes them at the end."""
+    yield lambda sandbox: sandbox.checkpoint().clones(CLONES)
+
+
+# --- identity --------------------------------------------------------------------------------------------------------
+
+
+def test_every_clone_has_ids_of_its_own_and_a_restore_keeps_them(
+    node: Node, clones: Callable[[Sandbox], list[Sandbox]]
+) -> None:
+    sandbox = interpreter(node)
+    first = run(sandbox, IDENTITY)
+    found = [first, *(run(clone, IDENTITY) for clone in clones(sandbox))]
+    for name in first:
+        assert len({identity[name] for identity in found}) == CLONES + 1, f"two sandboxes share their {name}"
+    assert all(uuid.UUID(identity["boot id"]).version == 4 for identity in found)
+    host = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert host not in {identity["boot id"] for identity in found}
+    restored, _ = sandbox.checkpoint(stop=True).restore()
+    assert run(restored, IDENTITY) == first
+
+
+# --- clocks ----------------------------------------------------------------------------------------------------------
+
+ANOTHER_MACHINE = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from guests import interpreter, run
+from thawbox.config import Settings
+from thawbox.node import Node
+with Node(Settings(home=Path(sys.argv[1]))) as node:
+    sandbox = interpreter(node, '''
+import threading, asyncio
+clock, late, done = [time.monotonic()], [], []
+def tick():
+    planned = time.monotonic()
+    while True:
+        planned += 0.01
+        time.sleep(max(0.0, planned - time.monotonic()))
+        late.append(time.monotonic() - planned)
+def look():
+    while True:
+        now = time.monotonic()
+        if now < clock[-1]: clock.append(now)
+        clock[-1] = max(clock[-1], now)
+        time.sleep(0.001)
+def sleep(): time.sleep(1.0); done.append("sleep")
+def wait(): threading.Event().wait(1.0); done.append("wait")
+def loop():
+    async def main(): await asyncio.sleep(1.0); done.append("asyncio")
+    asyncio.run(main())
+def poll():
+    import select; select.poll().poll(1000); done.append("poll")
+for work in (tick, look, sleep, wait, loop, poll): threading.Thread(target=work, daemon=True).start()
+''')
+    print(run(sandbox, "answer = clock[0]"), sandbox.name)
+    sandbox.checkpoint(stop=True, name="away")
+"""
+
+
+@pytest.mark.parametrize("ahead", [50_000_000, -600], ids=["its clock was ahead", "its clock was behind"])
+def test_clocks_go_on_when_a_snapshot_comes_from_a_machine_that_booted_earlier_or_later(
+    open_node: Callable[..., Node], home: Path, ahead: int
+) -> None:
+    tests = str(Path(__file__).parents[1])
+    other = ["unshare", "--time", f"--monotonic={ahead}", f"--boottime={ahead}", "--fork"]
+    said = subprocess.run(
+        [*other, sys.executable, "-c", ANOTHER_MACHINE, str(home), tests], capture_output=True, text=True, timeout=120
+    )
+    assert said.returncode == 0, said.stderr
+    began = float(said.stdout.split()[0])
+    assert abs(began - time.monotonic() - ahead) < 120
+    node = open_node()
+    time.sleep(1.0)  # the memory sleeps, and its timers must not notice
+    restored, _ = node.snapshot("away").restore()
+    for sandbox in (restored, *node.snapshot("away").clones(3)):
+        clock = evaluate(sandbox, "clock")
+        assert len(clock) == 1, "the monotonic clock went back"
+        assert began <= clock[0] < began + 60, "the monotonic clock jumped ahead"
+        assert abs(evaluate(sandbox, "time.time()") - time.time()) < 1
+        run(sandbox, "while len(done) < 4: time.sleep(0.01)", timeout=30)  # neither hangs
+        assert evaluate(sandbox, "max(late)") < 0.9, "a timer was told that it is late"
+
+
+# --- secrets ---------------------------------------------------------------------------------------------------------
+
+
+def test_secrets_reach_one_clone_alone_and_no_snapshot(node: Node) -> None:
+    sandbox = interpreter(node, SETUP + "marker = 'm' + 'arked-' * 3\n")
+    snapshot = sandbox.checkpoint()
+    for number in range(CLONES // 4):
+        secret = b"sesame-%d-open" % number
+        with snapshot.clone(secrets={"KEY": secret}, environment={"WHO": f"clone {number}"}) as clone:
+            assert evaluate(clone, "[secret.reveal() for secret in guest.secrets.values()]") == [secret.decode()]
+            assert evaluate(clone, "os.environ['WHO']") == f"clone {number}"
+    assert evaluate(snapshot.clone(), "[len(guest.secrets), os.environ.get('WHO')]") == [0, None]
+
+
+def test_a_secret_that_the_program_has_not_copied_is_in_no_page_of_a_later_snapshot(node: Node) -> None:
+    sandbox = interpreter(node, SETUP + "marker = 'm' + 'arked-' * 3\n")
+    secret = b"a-secret-that-stands-alone-7f3a"
+    clone = sandbox.checkpoint().clone(secrets={"KEY": secret})
+    assert evaluate(clone, f"bytes(guest.secrets['KEY'].view()[:8]) == {secret[:8]!r}")
+    later = clone.checkpoint()
+    images = b"".join(path.read_bytes() for path in _files(node, later.id))
+    assert b"marked-arked-arked-" in images
+    assert secret not in images
+    assert evaluate(clone, "len(guest.secrets['KEY'])") == len(secret)
+    assert evaluate(later.clone(), "len(guest.secrets)") == 0
+
+
+def _files(node: Node, snapshot: str) -> list[Path]:
+    """Every file of the whole chain of a snapshot, and of the layers beside it."""
+    store = node.settings.home / "store"
+    return [path for path in store.rglob("*") if path.is_file() and not path.is_symlink()]
+
+
+# --- connections -----------------------------------------------------------------------------------------------------
+
+CONNECTIONS = (
+    SETUP
+    + """
+import threading, selectors
+def listener(port):
+    server = socket.create_server(("127.0.0.1", port)); server.setblocking(True); return server
+inner = listener(7100)
+near = socket.create_connection(("127.0.0.1", 7100)); far, _ = inner.accept()
+near.sendall(b"on its way "); far.sendall(b"and back")
+gone = socket.create_connection(("127.0.0.1", 7100)); half, _ = inner.accept()
+gone.sendall(b"last words"); gone.close()
+outside = [socket.create_connection(("127.0.0.1", 7000)) for _ in range(3)]
+seen = []
+def read(): seen.append(["read", outcome(lambda: outside[0].recv(10))])
+def poll():
+    selector = selectors.DefaultSelector(); selector.register(outside[1], selectors.EVENT_READ)
+    selector.select(); seen.append(["poll", outcome(lambda: outside[1].recv(10))])
+def outcome(action):
+    try: return repr(action())
+    except OSError as error: return type(error).__name__
+for work in (read, poll): threading.Thread(target=work, daemon=True).start()
+"""
+)
+
+
+@pytest.mark.parametrize("way", ["clone", "restore"])
+def test_connections_to_the_outside_fail_at_once_and_those_inside_keep_their_bytes(node: Node, way: str) -> None:
+    sandbox = interpreter(node, "")
+    server = run_within(sandbox.record.keeper_pid, lambda: socket.create_server(("127.0.0.1", 7000)))
+    with server:
+        run(sandbox, CONNECTIONS)
+        peers = [server.accept()[0] for _ in range(3)]
+        snapshot = sandbox.checkpoint(stop=way == "restore")
+        woken = snapshot.clones(CLONES) if way == "clone" else [snapshot.restore()[0]]
+        for one in woken:
+            run(one, "while len(seen) < 2: time.sleep(0.001)", timeout=20)
+            assert sorted(evaluate(one, "seen")) == [["poll", "OSError"], ["read", "OSError"]]
+            assert evaluate(one, "outcome(lambda: outside[2].send(b'x'))") == "BrokenPipeError"
+            assert evaluate(one, "far.recv(100).decode()") == "on its way "
+            assert evaluate(one, "near.recv(100).decode()") == "and back"
+            run(one, "near.sendall(b'still'); answer = far.recv(100)[:0].decode()")
+            assert evaluate(one, "[half.recv(100).decode(), half.recv(100).decode()]") == ["last words", ""]
+            run(one, "again = socket.create_connection(('127.0.0.1', 7100)); other, _ = inner.accept()")
+        if way == "clone":
+            assert evaluate(sandbox, "seen") == []
+            peers[0].sendall(b"hello")
+            run(sandbox, "while not seen: time.sleep(0.001)")
+            assert evaluate(sandbox, "seen") == [["read", "b'hello'"]]
+        for peer in peers:
+            peer.close()
+
+
+def test_every_clone_listens_on_the_same_port_with_an_address_of_its_own(node: Node) -> None:
+    setup = SETUP + "server = socket.create_server(('0.0.0.0', 7200))\nimport threading\ntaken = []\n" + ACCEPTING
+    sandbox = interpreter(node, setup, net=Net.NAT, publish=(Publish(0, 7200),))
+    published = sandbox.spec.publish[0].host_port
+    with socket.create_connection(("127.0.0.1", published)) as outside:
+        run(sandbox, "while not taken: time.sleep(0.001)")
+        snapshot = sandbox.checkpoint()
+        clones = snapshot.clones(4)
+        addresses = {one.record.address for one in (sandbox, *clones)}
+        assert len(addresses) == 5
+        for clone in clones:
+            run(clone, "while len(taken) < 2: time.sleep(0.001)", timeout=20)
+            assert evaluate(clone, "taken") == ["accepted", "OSError"]
+            run(clone, "socket.create_connection((open('/etc/hosts').read().split()[-2], 7200))")
+            run(clone, "while len(taken) < 3: time.sleep(0.001)", timeout=20)
+        outside.sendall(b"x")
+        run(sandbox, "while len(taken) < 2: time.sleep(0.001)")
+        assert evaluate(sandbox, "taken") == ["accepted", "b'x'"]
+    restored, _ = sandbox.checkpoint(stop=True).restore()
+    assert restored.record.address == sandbox.record.address
+
+
+ACCEPTING = """
+def serve():
+    while True:
+        peer, _ = server.accept()
+        taken.append("accepted")
+        threading.Thread(target=read, args=(peer,), daemon=True).start()
+def read(peer):
+    try: taken.append(repr(peer.recv(10)))
+    except OSError as error: taken.append(type(error).__name__)
+threading.Thread(target=serve, daemon=True).start()
+"""
+
+# --- files, watches, timers ------------------------------------------------------------------------------------------
+
+FILES = (
+    SETUP
+    + """
+import ctypes, fcntl, select, signal, subprocess, threading
+os.makedirs("/var/watched")
+open("/run/program.pid", "w").write(str(os.getpid()))
+child = subprocess.Popen(["sleep", "1000"])
+locked = open("/var/lock-by-flock", "w"); fcntl.flock(locked, fcntl.LOCK_EX)
+region = open("/var/lock-by-fcntl", "w"); fcntl.lockf(region, fcntl.LOCK_EX, 10, 5)
+libc = ctypes.CDLL(None)
+watch = libc.inotify_init1(0o4000); libc.inotify_add_watch(watch, b"/var/watched", 0x100)
+own = [f"/proc/{os.getpid()}/status", f"/proc/{child.pid}/cmdline"]
+TRY = '''
+import fcntl, sys
+file = open(sys.argv[1], "r+")
+try: getattr(fcntl, sys.argv[2])(file, fcntl.LOCK_EX | fcntl.LOCK_NB); print("free")
+except OSError: print("held")
+'''
+def attempt(path, call): return subprocess.check_output([sys.executable, "-c", TRY, path, call], text=True).strip()
+def locks(): return [attempt("/var/lock-by-flock", "flock"), attempt("/var/lock-by-fcntl", "lockf")]
+alarms = []
+signal.signal(signal.SIGALRM, lambda *_: alarms.append(1)); signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+"""
+)
+
+
+def test_locks_pidfiles_own_paths_watches_and_timers_survive(node: Node) -> None:
+    sandbox = interpreter(node, FILES)
+    clones = sandbox.checkpoint().clones(CLONES)
+    restored, _ = sandbox.checkpoint(stop=True).restore()
+    for one in (*clones, restored):
+        assert evaluate(one, "open('/run/program.pid').read() == str(os.getpid())")
+        assert evaluate(one, "[open(path).read()[:5] for path in own]") == ["Name:", "sleep"]
+        run(one, "open('/var/watched/new', 'w').close(); select.select([watch], [], [], 20)")
+        assert evaluate(one, "os.read(watch, 1000)[16:19].decode()") == "new"
+        run(one, "before = len(alarms)\nwhile len(alarms) < before + 3: time.sleep(0.001)", timeout=20)
+    for one in (clones[0], restored):
+        assert evaluate(one, "locks()") == ["held", "held"]
+
+
+def test_output_goes_on_with_nothing_lost_and_nothing_twice_after_any_number_of_restores(node: Node) -> None:
+    setup = SETUP + "import itertools, threading\nnumbers = itertools.count()\n" + COUNTING
+    sandbox = interpreter(node, setup)
+    for _ in range(5):
+        snapshot = sandbox.checkpoint(stop=True)
+        sandbox, _ = snapshot.restore()
+    clone = sandbox.checkpoint().clone()
+    for one in (sandbox, clone):
+        run(one, "stopped.set(); thread.join(); print('end', flush=True)")
+        words = _log_until(one, b"end")
+        assert words == [*range(len(words))]
+        assert len(words) > 50
+
+
+COUNTING = """
+stopped = threading.Event()
+def count():
+    while not stopped.is_set(): print(next(numbers), flush=True); time.sleep(0.002)
+thread = threading.Thread(target=count); thread.start()
+"""
+
+
+def _log_until(sandbox: Sandbox, last: bytes) -> list[int]:
+    printed = b""
+    for record in sandbox.logs(follow=True):
+        printed += record.content
+        if printed.rstrip().endswith(last):
+            break
+    return [int(word) for word in printed.split()[:-1]]
+
+
+# --- sessions --------------------------------------------------------------------------------------------------------
+
+
+def test_exec_sessions_go_on_in_the_original_are_absent_in_clones_and_interrupted_by_a_stop(node: Node) -> None:
+    sandbox = interpreter(node)
+    session = sandbox.exec(["sh", "-c", "while read line; do echo $line; done"], stdin=True)
+    assert isinstance(session, ExecSession)
+    with session:
+        for clone in sandbox.checkpoint().clones(CLONES):
+            names = evaluate(clone, "[open(f'/proc/{p}/comm').read() for p in os.listdir('/proc') if p.isdigit()]")
+            assert "sh\n" not in names
+        session.offer_stdin(b"still here\n")
+        heard = b""
+        while b"still here" not in heard:
+            for event in session.poll(20):
+                heard += event.content  # type: ignore[union-attr]
+        sandbox.checkpoint(stop=True)
+        last = next(event for event in session.events() if not hasattr(event, "content"))
+    assert isinstance(last, Interrupted)
