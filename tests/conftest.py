@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from thawbox.config import load_settings
 from thawbox.errors import SandboxNotFound
 from thawbox.node import Node
-from traces import Traces, take_traces
+from traces import Traces, assert_unchanged, take_traces
 
 OpenNode = Callable[..., Node]
 
@@ -80,3 +80,16 @@ def node(open_node: OpenNode) -> Node:
 def traces(home: Path) -> Callable[[], Traces]:
     """What the node's home has in the kernel and on the disk at the moment of the call."""
     return lambda: take_traces(home)
+
+
+@pytest.fixture
+def unchanged(traces: Callable[[], Traces]) -> Callable[[], AbstractContextManager[None]]:
+    """A block after which the node's home has everything, in the kernel and on the disk, that it had before."""
+
+    @contextmanager
+    def block() -> Iterator[None]:
+        before = traces()
+        yield
+        assert_unchanged(before, traces())
+
+    return block

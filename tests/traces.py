@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pytest
+
 from thawbox.node import node_tag
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -39,6 +41,15 @@ class Traces:
         """What must be gone when the node's last sandbox is: all but files, descriptors and threads of this process."""
         kept = {"files", "descriptors", "threads"}
         return {name: found for name, found in asdict(self).items() if found and name not in kept}
+
+
+def assert_unchanged(before: Traces, after: Traces) -> None:
+    """Fail with everything that came or went."""
+    old, new = asdict(before), asdict(after)
+    came = [f"{name} + {one}" for name in new for one in new[name] if one not in old[name]]
+    went = [f"{name} - {one}" for name in old for one in old[name] if one not in new[name]]
+    if came or went:
+        pytest.fail("\n".join(came + went), pytrace=False)
 
 
 def take_traces(home: Path) -> Traces:
