@@ -44,8 +44,12 @@ def restore(context: Context, snapshot: SnapshotId, *, injection: Injection = NO
     changed.
     """
     begun = time.perf_counter()
-    fetched = context.store.fetch(snapshot)
-    body = read_body(fetched.manifest.body, snapshot=snapshot)
+    with context.store.reading(snapshot) as fetched:  # until its layers are held nobody may remove them
+        return _restore(context, fetched, injection, begun)
+
+
+def _restore(context: Context, fetched: Fetched, injection: Injection, begun: float) -> tuple[Record, RestoreTimes]:
+    body = read_body(fetched.manifest.body, snapshot=fetched.id)
     with context.exclusive(body.sandbox):
         before = _record_before(context, body)
         base = before if before is not None else _record_from(context, body)
@@ -64,9 +68,11 @@ def restore(context: Context, snapshot: SnapshotId, *, injection: Injection = NO
                 undo.callback(context.journal.update, before)
             _tell(context, record, body, what="restore", injection=injection)
             undo.pop_all()
-        if before is not None:
+        times = _times(context, record, begun)
+        if before is not None:  # nobody waits for this
             remove_tree(generation_directory(context, before))
-        return record, _times(context, record, begun)
+            context.store.release(_holder(before))
+        return record, times
 
 
 def clone(
@@ -77,8 +83,14 @@ def clone(
     Raises Incompatible, IntegrityError, RestoreFailed, HookFailed; nothing is left of it then.
     """
     begun = time.perf_counter()
-    fetched = context.store.fetch(snapshot)
-    body = read_body(fetched.manifest.body, snapshot=snapshot)
+    with context.store.reading(snapshot) as fetched:  # until its layers are held nobody may remove them
+        return _clone(context, fetched, name, injection, owner, begun)
+
+
+def _clone(
+    context: Context, fetched: Fetched, name: str, injection: Injection, owner: str, begun: float
+) -> tuple[Record, RestoreTimes]:
+    body = read_body(fetched.manifest.body, snapshot=fetched.id)
     identity = new_identity(name, like=body.name)
     planned = Record(
         id=identity.id, name=identity.name, spec=replace(body.spec, name=identity.name, publish=()),
@@ -142,9 +154,8 @@ def _bring_to_life(context: Context, planned: Record, fetched: Fetched, undo: Ex
     body = read_body(manifest.body, snapshot=fetched.id)
     rootfs = rootfs_of(context, body.spec, body.rootfs_kind, digest=manifest.compat.rootfs)
     check_compat(manifest.compat, replace(context.machine, rootfs=rootfs.digest), what=f"snapshot {fetched.id[:12]}")
-    holder = f"sandbox:{planned.id}:{planned.generation}"
-    undo.callback(context.store.release, holder)
-    context.store.hold(holder, layers=[digest for digests in manifest.layers.values() for digest in digests])
+    undo.callback(context.store.release, _holder(planned))
+    context.store.hold(_holder(planned), layers=[digest for digests in manifest.layers.values() for digest in digests])
     record = replace(
         planned, layers=dict(manifest.layers), rootfs_kind=rootfs.kind, rootfs_digest=rootfs.digest,
         parent_snapshot=fetched.id, boot_id=context.boot_id,
@@ -157,6 +168,11 @@ def _bring_to_life(context: Context, planned: Record, fetched: Fetched, undo: Ex
     place = Place(shell.keeper, cgroup_procs=(*cgroup.keeper_procs, *cgroup.tree_procs))
     context.engine.restore(place, fetched.images[-1], before_resume=_nothing)
     return replace(record, phase=next_phase(Phase.CREATING, Verb.STARTED, who=record.name))
+
+
+def _holder(record: Record) -> str:
+    """In whose name the store keeps the layers beneath a generation of a sandbox."""
+    return f"sandbox:{record.id}:{record.generation}"
 
 
 def _take_down(context: Context, record: Record, keeper: int) -> None:
