@@ -45,10 +45,10 @@ def restore(context: Context, snapshot: SnapshotId, *, injection: Injection = NO
     """
     begun = time.perf_counter()
     with context.store.reading(snapshot) as fetched:  # until its layers are held nobody may remove them
-        return _restore(context, fetched, injection, begun)
+        return _restore(context, fetched, begun, injection=injection)
 
 
-def _restore(context: Context, fetched: Fetched, injection: Injection, begun: float) -> tuple[Record, RestoreTimes]:
+def _restore(context: Context, fetched: Fetched, begun: float, *, injection: Injection) -> tuple[Record, RestoreTimes]:
     body = read_body(fetched.manifest.body, snapshot=fetched.id)
     with context.exclusive(body.sandbox):
         before = _record_before(context, body)
@@ -84,11 +84,11 @@ def clone(
     """
     begun = time.perf_counter()
     with context.store.reading(snapshot) as fetched:  # until its layers are held nobody may remove them
-        return _clone(context, fetched, name, injection, owner, begun)
+        return _clone(context, fetched, begun, name=name, injection=injection, owner=owner)
 
 
 def _clone(
-    context: Context, fetched: Fetched, name: str, injection: Injection, owner: str, begun: float
+    context: Context, fetched: Fetched, begun: float, *, name: str, injection: Injection, owner: str
 ) -> tuple[Record, RestoreTimes]:
     body = read_body(fetched.manifest.body, snapshot=fetched.id)
     identity = new_identity(name, like=body.name)
