@@ -34,6 +34,7 @@ from thawbox.sandbox.context import Context
 from thawbox.sandbox.ending import take_down
 from thawbox.sandbox.hooks import attending, names_in, resume, wait_until_ready
 from thawbox.sandbox.journal import Record
+from thawbox.sandbox.preflight import check_freezable
 from thawbox.sandbox.links import direct_link, has_callers
 from thawbox.store import Draft, Staging, parent_link
 
@@ -150,6 +151,7 @@ def dump(context: Context, record: Record, staging: Staging, *, stop: bool) -> D
     place = Place(record.keeper_pid, freezer=cgroup.freezer_dir if record.phase is Phase.FROZEN else None)
     with attending(context, record, stop=stop) as attendance, without_connections(context, record):
         _check_whole(record)
+        check_freezable(context, record)
         report = context.engine.dump(place, staging.images, while_stopped=while_stopped)
     moment = Moment(clocks[0], names_in(record, attendance))
     return Dumped(moment, report, since, captures[0])

@@ -17,6 +17,7 @@ from thawbox.host.identity import lookup_user
 from thawbox.host.init_client import Completed, ExecRefused, ExecSession
 from thawbox.host.init_log import LogCursor, LogRecord, follow_log, read_log
 from thawbox.host.init_wire import ExecRequest, SessionId, Terminal
+from thawbox.host.preflight import Finding
 from thawbox.host.reach import connect_within
 from thawbox.lifecycle import ALIVE, Verb, next_phase
 from thawbox.model import Phase, SandboxId, SnapshotId, Spec
@@ -27,6 +28,7 @@ from thawbox.sandbox.hooks import Injection
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.links import open_link
 from thawbox.sandbox.observe import observe
+from thawbox.sandbox.preflight import preflight
 from thawbox.sandbox.restoring import RestoreTimes
 from thawbox.sandbox.shells import open_log, root_layers
 from thawbox.sandbox.warming import warm_for
@@ -171,6 +173,10 @@ class Sandbox:
             os.close(directory)
 
     # --- what is known of it ----------------------------------------------------------------------------------
+
+    def preflight(self) -> tuple[Finding, ...]:
+        """What in it cannot be frozen, or may not: each with process, descriptor, cause and remedy; empty is good."""
+        return preflight(self._context, self.record)
 
     def stats(self) -> Stats:
         """Memory, CPU and tasks now; raises SandboxNotFound when it does not run."""
