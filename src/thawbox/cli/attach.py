@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,7 @@ import click
 from thawbox.cli import exit_status
 from thawbox.errors import SandboxNotFound
 from thawbox.host.init_wire import Stream
-from thawbox.lifecycle import ALIVE
-from thawbox.sandbox.observe import ending_of
+from thawbox.sandbox.observe import exit_status as status_of
 
 if TYPE_CHECKING:
     from thawbox.host.init_log import LogRecord
@@ -44,11 +43,11 @@ def follow_to_end(node: Node, sandbox: Sandbox, *, remove: bool) -> int:
                 click.echo(f"thawbox: {sandbox.name} runs on; `thawbox stop {sandbox.name}` ends it", err=True)
             return exit_status.INTERRUPTED
         record = sandbox.record
-        status = ending_of(node.context, record).status
+        status = status_of(node.context, record)
         if status is None:
             click.echo(f"thawbox: {sandbox.name}: {record.ended_why}", err=True)
-            return 128 + 9
-        return os.EX_OK if record.phase in ALIVE else status
+            return 128 + signal.SIGKILL
+        return status
 
 
 def _remove(sandbox: Sandbox) -> None:

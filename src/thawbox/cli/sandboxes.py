@@ -102,7 +102,7 @@ def _everything(node: Node, sandbox: Sandbox) -> dict[str, Any]:
     import msgspec
 
     from thawbox.lifecycle import ALIVE
-    from thawbox.sandbox.observe import ending_of
+    from thawbox.sandbox.observe import exit_status
 
     record = sandbox.record
     is_alive = record.phase in ALIVE
@@ -118,7 +118,7 @@ def _everything(node: Node, sandbox: Sandbox) -> dict[str, Any]:
         "layers": {name: list(digests) for name, digests in record.layers.items()},
         "ended_at": timestamp(record.ended_at),
         "ended_why": record.ended_why or None,
-        "exit_status": None if is_alive or not record.ended_why else ending_of(node.context, record).status,
+        "exit_status": None if is_alive else exit_status(node.context, record),
         "spec": msgspec.to_builtins(record.spec),
     }
 

@@ -61,7 +61,7 @@ def stream(session: ExecSession, *, stdin: bool, raw: bool, interrupted: int) ->
 @contextlib.contextmanager
 def _raw_terminal(fd: int) -> Generator[None]:
     before = termios.tcgetattr(fd)
-    tty.setraw(fd)
+    tty.setraw(fd, termios.TCSADRAIN)  # what was typed ahead is for the command
     try:
         yield
     finally:

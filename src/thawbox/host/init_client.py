@@ -210,6 +210,8 @@ class InitLink:
     def _ask(self, kind: Frame, payload: bytes, expected: Frame) -> tuple[Frame, bytes]:
         self._wire.send(kind, payload)
         answer, content = self._wire.receive()
+        if answer is Frame.DETACHED and expected is not Frame.DETACHED:
+            raise LinkLost("the sandbox ended, or is about to be dumped")
         if answer not in (expected, Frame.FAILED):
             raise WireError(f"init answered {kind.name} with {answer.name}")
         return answer, content

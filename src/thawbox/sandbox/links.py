@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from thawbox.engines import INIT_PID
-from thawbox.errors import NotFound
+from thawbox.errors import NotFound, SandboxNotFound
 from thawbox.host.files import locked
-from thawbox.host.init_client import CONTROL_SOCKET, InitLink
+from thawbox.host.init_client import CONTROL_SOCKET, InitLink, SessionGone
 from thawbox.host.inside import connect_inside
 from thawbox.host.proc import children, pid_inside
 from thawbox.lifecycle import ALIVE
@@ -27,7 +27,7 @@ ANSWER_SECONDS = 10.0
 def open_link(context: Context, record: Record, *, timeout: float = ANSWER_SECONDS) -> InitLink:
     """A connection to the sandbox's init; waits while a checkpoint runs. `timeout` is seconds for each answer.
 
-    What is exec'd over it finds the sandbox again after a checkpoint, a thaw or a restore.
+    What is exec'd over it finds the sandbox again after a checkpoint, a thaw, or a recovery of a lost sandbox.
     """
     return InitLink(_dial(context, record.id, timeout=timeout))
 
@@ -69,12 +69,17 @@ def _descriptors(pid: int) -> list[str]:
 
 def _dial(context: Context, sandbox: SandboxId, *, timeout: float) -> Callable[[], socket.socket]:
     def dial() -> socket.socket:
-        lock = context.link_lock(sandbox)
+        try:
+            context.journal.find(sandbox)  # first: the lock of one that was removed must not be made anew
+        except SandboxNotFound as error:
+            raise SessionGone(error.cause) from None
         lock = context.link_lock(sandbox)
         with locked(lock, timeout=context.settings.lock_timeout, shared=True, what=f"the init of {sandbox}"):
             record = context.journal.find(sandbox)
             if record.phase is Phase.FROZEN:  # it would be accepted by nobody, and fail the next dump
                 raise BlockingIOError(errno.EAGAIN, f"{record.name} is frozen")
+            if record.phase in (Phase.EXITED, Phase.SUSPENDED):  # on purpose; one that was lost may be recovered
+                raise SessionGone(f"{record.name} is {record.phase.value}")
             if record.phase not in ALIVE:
                 raise NotFound(f"{record.name} is {record.phase.value}")
             return connect_inside(record.keeper_pid, CONTROL_SOCKET, started=record.keeper_started, timeout=timeout)

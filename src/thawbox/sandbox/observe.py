@@ -18,10 +18,14 @@ from thawbox.sandbox.shells import open_private, remove_remains
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How the main program ended: `status` as a shell shows it (128 + signal), `why` in words."""
+    """How the main program ended: `status` as a shell shows it (128 + signal), `why` in words.
+
+    With `never_began` it could not even be started.
+    """
 
     status: int | None
     why: str
+    never_began: bool = False
 
 
 def is_alive(context: Context, record: Record) -> bool:
@@ -72,18 +76,34 @@ class _Exit(msgspec.Struct):
     cause: str = ""
 
 
+def exit_status(context: Context, record: Record) -> int | None:
+    """The main program's status as a shell shows it, if it ended by itself; None if it did not, or nobody knows."""
+    ended = _read_exit(context, record)
+    return None if ended is None else 128 + ended.signal if ended.signal else ended.status
+
+
 def ending_of(context: Context, record: Record) -> Ending:
     """What is known about why a dead sandbox died."""
     ended = _read_exit(context, record)
+    if ended is not None and ended.signal == signal.SIGKILL and _oom_kills(context, record):
+        return Ending(128 + ended.signal, "out of memory: the kernel killed its program at its memory limit")
     if ended is not None and ended.signal:
         return Ending(128 + ended.signal, f"its program was killed by {_signal_name(ended.signal)}")
     if ended is not None:
-        return Ending(ended.status, ended.cause or f"its program exited with {ended.status}")
+        why = ended.cause or f"its program exited with {ended.status}"
+        return Ending(ended.status, why, never_began=bool(ended.cause))
     if record.boot_id != context.boot_id:
         return Ending(None, "the machine was restarted")
-    if context.cgroup(record.id).oom_kills():
+    if _oom_kills(context, record):
         return Ending(None, "out of memory: the kernel killed it at its memory limit")
     return Ending(None, "its processes were killed from outside")
+
+
+def _oom_kills(context: Context, record: Record) -> int:
+    try:
+        return context.cgroup(record.id).oom_kills()
+    except OSError:
+        return 0  # its groups are gone: whoever settled it looked before
 
 
 def _read_exit(context: Context, record: Record) -> _Exit | None:

@@ -9,7 +9,7 @@ import urllib.parse
 from collections.abc import Callable
 
 from thawbox.errors import NotFound, StartFailed
-from thawbox.host.init_client import ExecSession, Exited
+from thawbox.host.init_client import ExecSession, Exited, LinkLost
 from thawbox.host.init_log import read_log
 from thawbox.host.init_wire import ExecRequest
 from thawbox.host.reach import connect_within
@@ -18,12 +18,14 @@ from thawbox.sandbox.context import Context
 from thawbox.sandbox.hooks import programs_ready
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.links import open_link
-from thawbox.sandbox.observe import observe
+from thawbox.sandbox.observe import ending_of, observe
 from thawbox.sandbox.shells import open_log
 
 FIRST_PAUSE = 0.0005
 LONGEST_PAUSE = 0.05
 PROBE_TIMEOUT = 5.0
+LAST_WORDS = 4096
+"""Bytes of a failed program's output that its error carries."""
 
 
 def wait_ready(context: Context, record: Record) -> None:
@@ -34,9 +36,13 @@ def wait_ready(context: Context, record: Record) -> None:
     while not probe():
         seen = observe(context, record)
         if seen.phase not in ALIVE:
+            ending = ending_of(context, seen)
+            if not record.spec.ready and ending.status is not None and not ending.never_began:
+                return  # a short program: it ran, and is over
             raise StartFailed(
-                f"{record.name} ended before it was ready: {seen.ended_why}",
-                remediation=f"see `thawbox logs {record.name}`",
+                f"{record.name} ended before it was ready: {ending.why}",
+                remediation="correct the command" if ending.never_began else "--verbose shows what it printed",
+                log=_last_words(context, record),
             )
         if time.monotonic() > deadline:
             what = f"its probe {record.spec.ready!r}" if record.spec.ready else "its init"
@@ -46,6 +52,16 @@ def wait_ready(context: Context, record: Record) -> None:
             )
         time.sleep(pause)  # nothing to wait on: the program may become ready in any way
         pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _last_words(context: Context, record: Record) -> str:
+    """The end of what the main program printed."""
+    directory = open_log(context, record)
+    try:
+        printed = b"".join(entry.content for entry in read_log(directory))
+    finally:
+        os.close(directory)
+    return printed[-LAST_WORDS:].decode("utf-8", "replace")
 
 
 def _probe(context: Context, record: Record) -> Callable[[], bool]:
@@ -68,7 +84,7 @@ def init_answers(context: Context, record: Record) -> bool:
     try:
         with open_link(context, record, timeout=PROBE_TIMEOUT) as link:
             link.ping()
-    except (NotFound, OSError):
+    except (NotFound, OSError, LinkLost):
         return False
     return True
 
