@@ -25,6 +25,7 @@ from thawbox.host.proc import wait_gone
 MESSAGE_LIMIT = 1 << 20
 """More than CRIU ever sends; a message is one packet."""
 
+FEATURES = "criu.kdat"
 RPC_CONFIG = "rpc.conf"
 LOG = "criu.log"
 STDERR = "criu.stderr"
@@ -65,6 +66,7 @@ def request(
     statistics are written to `work`.
     Raises CriuGone when CRIU dies or takes longer than `timeout` seconds.
     """
+    learn_kernel(program, timeout=timeout)
     with ExitStack() as undo:
         images_fd = undo.enter_context(_opened(images))
         work_fd = undo.enter_context(_opened(work))
