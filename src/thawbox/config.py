@@ -24,6 +24,9 @@ class Settings:
     max_chain_length: int = field(default=8, metadata={"doc": "links after which a checkpoint is flattened"})
     disk_budget: int = field(default=0, metadata={"doc": "bytes of snapshots before gc evicts leaves; 0: no budget"})
     log_level: str = field(default="warning", metadata={"doc": "debug, info, warning or error"})
+    golden_secrets: str = field(
+        default="refuse", metadata={"doc": "what looks like a secret before a template is made: refuse, warn or off"}
+    )
     subnet: str = field(default="10.231.0.0/16", metadata={"doc": "addresses given to sandboxes with --net nat"})
 
 
@@ -39,6 +42,8 @@ def load_settings(environ: dict[str, str] | None = None, **overrides: object) ->
     settings = Settings(**values)  # type: ignore[arg-type]  # each value was parsed to its default's own type
     if not settings.home.is_absolute():
         raise InvalidRequest(f"THAWBOX_HOME={settings.home} is not absolute", remediation="give an absolute path")
+    if settings.golden_secrets not in {"refuse", "warn", "off"}:
+        raise InvalidRequest(f"THAWBOX_GOLDEN_SECRETS={settings.golden_secrets!r} is not refuse, warn or off")
     return settings
 
 

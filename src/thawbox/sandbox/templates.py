@@ -17,6 +17,7 @@ from thawbox.host.files import locked, private_directory
 from thawbox.model import SnapshotId, Spec, checked_name
 from thawbox.sandbox.checkpointing import Mode
 from thawbox.sandbox.context import Context
+from thawbox.sandbox.exposures import Exposure, check_exposures
 from thawbox.sandbox.handle import Sandbox
 from thawbox.sandbox.starting import start
 
@@ -27,7 +28,8 @@ _KIND = "template"
 class Template:
     """What clones are made from. `snapshot` changes with every rebuild and tells old clones from new ones.
 
-    Times are seconds since the epoch; `bytes` is the size of the golden snapshot.
+    Times are seconds since the epoch; `bytes` is the size of the golden snapshot. `exposures` is what looks like a
+    secret in it, where the setting says that this is a warning only.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Template:
     created_at: float
     rebuilt_at: float
     bytes: int
+    exposures: tuple[Exposure, ...] = ()
 
 
 def create_template(context: Context, name: str, spec: Spec) -> Template:
@@ -95,13 +98,21 @@ def _build(context: Context, name: str, spec: Spec, *, created_at: float) -> Tem
     with ExitStack() as undo:
         sandbox = Sandbox(context, record)
         undo.callback(sandbox.remove, force=True)
-        made = sandbox.checkpoint(mode=Mode.FULL, stop=True, labels={"template": name}, pinned=True)
-        template = Template(name, spec, made.id, created_at, context.now(), made.stored.bytes)
+        exposures = check_exposures(context, record, policy=context.settings.golden_secrets)
+        made = sandbox.checkpoint(
+            mode=Mode.FULL, stop=True, labels={"template": name}, pinned=True, when_ready=_says_when_ready(spec)
+        )
+        template = Template(name, spec, made.id, created_at, context.now(), made.stored.bytes, exposures)
         with ExitStack() as unwanted:
             unwanted.callback(_drop_snapshot, context, template)
             context.journal.write_entry(_KIND, name, msgspec.json.encode(template))
             unwanted.pop_all()
         return template
+
+
+def _says_when_ready(spec: Spec) -> bool:
+    """Whether the program's hooks tell when it is fully loaded."""
+    return spec.ready == "guest" or spec.hooks.startswith(("http://", "cmd:"))
 
 
 def _drop_snapshot(context: Context, template: Template) -> None:
