@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -20,7 +19,7 @@ from thawbox.errors import Unsupported
 from thawbox.host import network
 from thawbox.host.cgroup import remove_node_group
 from thawbox.host.cgroup_layout import Layout, detect_layout
-from thawbox.host.files import private_directory
+from thawbox.host.files import private_directory, remove_tree
 from thawbox.host.seccomp import capability_mask, compile_filter
 from thawbox.model import SnapshotId, Spec
 from thawbox.pool import Pool, PoolSpec, kept
@@ -158,11 +157,7 @@ class Node:
         remove_node_group(self.context.layout, self.context.tag)
         if shutil.which("nft"):
             network.remove_node_rules(self.context.tag)
-        with contextlib.suppress(FileNotFoundError):
-            cache = cache_directory(self.settings.home)
-            for file in cache.iterdir():
-                file.unlink()
-            cache.rmdir()
+        remove_tree(cache_directory(self.settings.home))
 
 
 def node_tag(home: Path) -> str:
@@ -197,7 +192,10 @@ def find_programs(settings: Settings) -> Programs:
 
 
 def cache_directory(home: Path) -> Path:
-    """A root-only directory on tmpfs, where CRIU honours its kernel-feature cache; it need not exist yet."""
+    """A root-only directory on tmpfs, where CRIU honours its kernel-feature cache; it need not exist yet.
+
+    CRIU's logs lie there too while it works: a busy disk would hold them, and the frozen sandbox, up.
+    """
     for candidate in _TMPFS_CANDIDATES:
         if _is_tmpfs(candidate):
             return candidate / f"thawbox-{node_tag(home)}"
@@ -218,4 +216,4 @@ def _criu_engine(settings: Settings, programs: Programs) -> CriuEngine:
     if cache.stat().st_uid != 0:
         raise Unsupported(f"{cache} belongs to another user", remediation=f"remove {cache}")
     program = CriuProgram(programs.criu, cache, programs.launcher)
-    return CriuEngine(program, private_directory(settings.home / "scratch"), timeout=settings.engine_timeout)
+    return CriuEngine(program, private_directory(cache / "work"), timeout=settings.engine_timeout)
