@@ -94,6 +94,25 @@ def request(
         return converse(ours, message, on, timeout=timeout)
 
 
+def learn_kernel(program: CriuProgram, *, timeout: float) -> None:
+    """Fill the kernel-feature cache if it is empty.
+
+    It is done on the host: criu makes directories in /tmp meanwhile, which a sandbox may not have or may be keeping
+    read-only. What goes wrong here is told by the dump or restore that follows.
+    """
+    if (program.cache / FEATURES).is_file():
+        return
+    with _opened(program.cache) as cache, _opened(program.binary) as binary:
+        running = enter_program(
+            program.launcher, Entrance(os.getpid()), binary, ["criu", "check"], run_directory_fd=cache, keep=()
+        )
+        try:
+            running.wait(timeout)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+
+
 def converse(ours: socket.socket, message: rpc_pb2.criu_req, on: Notified, *, timeout: float) -> rpc_pb2.criu_resp:
     """Ask over a connection to `criu swrk` and answer its notifications; see `request`."""
     deadline = time.monotonic() + timeout
