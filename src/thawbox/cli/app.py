@@ -23,7 +23,8 @@ from thawbox.cli.failures import SeveralFailed, tell
 _SECTIONS = {
     "Sandboxes": {
         "run": "run", "exec": "exec", "ps": "sandboxes", "inspect": "sandboxes", "logs": "logs", "stats": "sandboxes",
-        "cp": "copy", "stop": "sandboxes", "rm": "sandboxes", "freeze": "sandboxes", "thaw": "sandboxes",
+        "cp": "copy", "preflight": "preflight",
+        "stop": "sandboxes", "rm": "sandboxes", "freeze": "sandboxes", "thaw": "sandboxes",
     },
     "Snapshots": {
         "checkpoint": "checkpoints", "restore": "checkpoints", "clone": "checkpoints", "fork": "checkpoints",

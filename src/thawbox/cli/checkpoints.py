@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import click
 
@@ -15,8 +16,30 @@ if TYPE_CHECKING:
 _count_option = click.option(
     "-n", "--count", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="How many."
 )
+_secret_option = click.option(
+    "--secret",
+    "secrets",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="A secret for the program's hooks, from a file; stored nowhere. Repeatable.",
+)
+_env_option = click.option(
+    "-e",
+    "--env",
+    "env",
+    multiple=True,
+    metavar="KEY[=VALUE]",
+    help="Environment entry for the program's hooks; KEY alone takes its value from here. Repeatable.",
+)
 _names_option = click.option(
     "--name", "clone_name", default="", help="Name of the clone; with -n, NAME-1, NAME-2, … Default: made up."
+)
+
+
+_eager_option = click.option(
+    "--eager",
+    is_flag=True,
+    help="Give each clone memory of its own from the start, instead of sharing it, copy on write.",
 )
 
 
@@ -28,12 +51,13 @@ _names_option = click.option(
 @click.option("--full", "mode", flag_value="full", help="Make a full snapshot, whatever it could be a delta of.")
 @click.option("--delta", "mode", flag_value="delta", help="Make a delta, or fail. Default: a delta where it can be.")
 @click.option("--skip-if-clean", is_flag=True, help="If nothing changed since the last one, name that one.")
+@click.option("--when-ready", is_flag=True, help="Wait until its programs say that they may be checkpointed.")
 @click.option("--ttl", metavar="SPAN", help="Let gc take it after 90m, 12h, 7d, … Default: never.")
 @click.option("--pin", is_flag=True, help="Keep it, and all it depends on, from gc.")
 @json_option
 def checkpoint_command(
     *, name: str, tag: str, labels: tuple[str, ...], stop: bool, mode: str | None, skip_if_clean: bool,
-    ttl: str | None, pin: bool, as_json: bool,
+    when_ready: bool, ttl: str | None, pin: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a snapshot of a running or frozen sandbox: memory, processes, descriptors, files. Prints its id.
 
@@ -48,7 +72,7 @@ def checkpoint_command(
     with opened() as node:
         snapshot = node.sandbox(name).checkpoint(
             mode=Mode(mode or "auto"), stop=stop, skip_if_clean=skip_if_clean, name=tag, labels=read_labels(labels),
-            ttl=read_span(ttl) if ttl else None, pinned=pin,
+            ttl=read_span(ttl) if ttl else None, pinned=pin, when_ready=when_ready,
         )  # fmt: skip
     report = snapshot.report
     assert report is not None  # noqa: S101 - a snapshot just made has one
@@ -87,8 +111,10 @@ def _restored(sandbox: Sandbox, times: RestoreTimes) -> dict[str, object]:
 
 @click.command("restore", short_help="Bring the sandbox of a snapshot back.")
 @snapshot_argument
+@_secret_option
+@_env_option
 @json_option
-def restore_command(reference: str, as_json: bool) -> None:
+def restore_command(reference: str, secrets: tuple[str, ...], env: tuple[str, ...], as_json: bool) -> None:
     """Bring back the very sandbox that a snapshot was made of: same id, name, address and limits. Prints its name.
 
     Refused while that sandbox runs: stop it first, or make a clone. If it fails, nothing has changed.
@@ -96,7 +122,7 @@ def restore_command(reference: str, as_json: bool) -> None:
     With --json: {"id", "name", "restore_ms" (until it ran), "ready_ms" (until it answered)}.
     """
     with opened() as node:
-        sandbox, times = node.snapshot(reference).restore()
+        sandbox, times = node.snapshot(reference).restore(**_injected(secrets, env))
     if as_json:
         print_json(_restored(sandbox, times))
     else:
@@ -108,8 +134,14 @@ def restore_command(reference: str, as_json: bool) -> None:
 @snapshot_argument
 @_count_option
 @_names_option
+@_eager_option
+@_secret_option
+@_env_option
 @json_option
-def clone_command(reference: str, count: int, clone_name: str, as_json: bool) -> None:
+def clone_command(
+    *, reference: str, count: int, clone_name: str, eager: bool, secrets: tuple[str, ...], env: tuple[str, ...],
+    as_json: bool,
+) -> None:  # fmt: skip
     """Make new sandboxes that go on from a snapshot, each with its own id, name, host name, network and files.
 
     Prints their names. If one fails, none is left.
@@ -117,27 +149,48 @@ def clone_command(reference: str, count: int, clone_name: str, as_json: bool) ->
     With --json: {"sandboxes": [{"id", "name", "restore_ms", "ready_ms"}]}.
     """
     with opened() as node:
-        _clone(node.snapshot(reference), count, clone_name, as_json=as_json)
+        given = _injected(secrets, env)
+        _clone(node.snapshot(reference), count, clone_name, as_json=as_json, eager=eager, **given)
 
 
 @click.command("fork", short_help="Checkpoint a sandbox and clone it.")
 @sandbox_argument
 @_count_option
 @_names_option
+@_eager_option
 @json_option
-def fork_command(name: str, count: int, clone_name: str, as_json: bool) -> None:
+def fork_command(name: str, count: int, clone_name: str, eager: bool, as_json: bool) -> None:
     """Checkpoint a running sandbox and make clones of it, which run beside it. Prints their names.
 
     With --json: {"sandboxes": [{"id", "name", "restore_ms", "ready_ms"}], "snapshot": {…as checkpoint…}}.
     """
     with opened() as node:
         snapshot = node.sandbox(name).checkpoint()
-        _clone(snapshot, count, clone_name, as_json=as_json)
+        _clone(snapshot, count, clone_name, as_json=as_json, eager=eager)
 
 
-def _clone(snapshot: Snapshot, count: int, name: str, *, as_json: bool) -> None:
+class _Injected(TypedDict, total=False):
+    """What is told to a restored program and stored nowhere."""
+
+    secrets: dict[str, bytes]
+    environment: dict[str, str]
+
+
+def _injected(secrets: tuple[str, ...], env: tuple[str, ...]) -> _Injected:
+    from thawbox.cli.spec_text import read_environment, read_pairs
+
+    named = read_pairs(secrets, "secret")
+    return {
+        "secrets": {name: Path(file).read_bytes() for name, file in named.items()},
+        "environment": read_environment(env),
+    }
+
+
+def _clone(
+    snapshot: Snapshot, count: int, name: str, *, as_json: bool, eager: bool, **injected: Unpack[_Injected]
+) -> None:
     with progress_of("cloning", count) as advance:
-        clones = snapshot.clones_timed(count, name=name, progress=advance)
+        clones = snapshot.clones_timed(count, name=name, eager=eager, progress=advance, **injected)
     made = [_restored(sandbox, times) for sandbox, times in clones]
     if as_json:
         of_fork = {"snapshot": report_as_object(snapshot.report)} if snapshot.report is not None else {}
