@@ -25,6 +25,7 @@ from thawbox.model import SnapshotId, Spec
 from thawbox.pool import Pool, PoolSpec, kept
 from thawbox.sandbox import Context, Journal, Programs, Sandbox, Snapshot
 from thawbox.sandbox.adoption import Adoption, adopt
+from thawbox.sandbox.handle import wait_for_snapshot
 from thawbox.sandbox.starting import start
 from thawbox.sandbox.templates import Template, all_templates, create_template, find_template, rebuild_template
 from thawbox.store import Store
@@ -73,6 +74,7 @@ class Node:
                 now=now,
             )
             undo.callback(self.context.engine.close)
+            undo.callback(self.context.threads.close)
             self.adoption: Adoption = adopt(self.context)
             self._undo = undo.pop_all()
 
@@ -111,6 +113,13 @@ class Node:
     def snapshot(self, reference: str) -> Snapshot:
         """The snapshot of this id, unambiguous beginning of an id, or name; raises SnapshotNotFound."""
         return Snapshot(self.context, self.context.store.resolve(reference))
+
+    def wait(self, token: str, *, timeout: float | None = None) -> Snapshot:
+        """The snapshot that an unfinished one has become, once it is whole; `timeout` is seconds.
+
+        Raises LockTimeout, DumpFailed when it could not be made, SnapshotNotFound when its process died.
+        """
+        return wait_for_snapshot(self.context, token, timeout=timeout)
 
     def snapshots(self) -> list[Snapshot]:
         """Every snapshot of this node, oldest first."""

@@ -142,21 +142,24 @@ def locked(path: Path, *, timeout: float, shared: bool = False, what: str = "") 
     Raises LockTimeout after `timeout` seconds. The lock goes with the process, however it dies. A lock file may be
     removed by whoever holds it alone: those who waited for it then take the new one.
     """
-    deadline = time.monotonic() + timeout
-    fd = _lock(path, shared=shared)
+    fd = take_lock(path, timeout=timeout, shared=shared, what=what)
     try:
-        while fd is None:
-            if time.monotonic() >= deadline:
-                raise LockTimeout(
-                    f"{what or path} was held by another command for {timeout:g} s",
-                    remediation="wait for that command to end, then retry",
-                )
-            time.sleep(_LOCK_PAUSE)
-            fd = _lock(path, shared=shared)
         yield
     finally:
-        if fd is not None:
-            os.close(fd)
+        os.close(fd)
+
+
+def take_lock(path: Path, *, timeout: float, shared: bool = False, what: str = "") -> int:
+    """The same lock as a descriptor: held until it is closed, here and wherever it was passed on to."""
+    deadline = time.monotonic() + timeout
+    while (fd := _lock(path, shared=shared)) is None:
+        if time.monotonic() >= deadline:
+            raise LockTimeout(
+                f"{what or path} was held by another command for {timeout:g} s",
+                remediation="wait for that command to end, then retry",
+            )
+        time.sleep(_LOCK_PAUSE)
+    return fd
 
 
 _LOCK_PAUSE = 0.002

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -62,6 +63,28 @@ def start_program(
         )  # fmt: skip
     except FileNotFoundError:
         raise Unsupported(f"the program {argv[0]!r} is not on this host", remediation="run `make setup`") from None
+
+
+def start_detached(argv: Sequence[str], *, pass_fds: Sequence[int]) -> int:
+    """Start a program in a session of its own, which may outlive us, and return its pid.
+
+    The numbers that the descriptors have there are appended to its arguments. While we live, we owe it a `waitpid`.
+    """
+    there = range(_FIRST_PASSED, _FIRST_PASSED + len(pass_fds))
+    with contextlib.ExitStack() as closing:
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, there.stop) for fd in pass_fds]
+        for fd in high:
+            closing.callback(os.close, fd)
+        return os.posix_spawnp(
+            argv[0], [*argv, *map(str, there)], os.environ, setsid=True,
+            file_actions=[
+                *((os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(_FIRST_PASSED)),
+                *((os.POSIX_SPAWN_DUP2, fd, number) for fd, number in zip(high, there, strict=True)),
+            ],
+        )  # fmt: skip
+
+
+_FIRST_PASSED = 3
 
 
 def start_time(pid: int) -> int | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class _Kept(msgspec.Struct, frozen=True, array_like=True):
 
     snapshot: SnapshotId | None
     layers: dict[str, tuple[str, ...]]
-    marks: dict[str, dict[bytes, Mark]]
+    marks: msgspec.Raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +51,9 @@ class Captured:
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """A capture on its way: where each overlay's two parts lie, and what the newest of them saw.
-
-    `changed` tells whether anything differs from what was captured before.
-    """
+    """What the newest part of a capture saw of each overlay; `changed` if anything differs from the one before."""
 
     views: dict[str, OverlayView]
-    ahead: Path
-    late: Path
     marks: dict[str, Marks]
     changed: bool
 
@@ -70,48 +66,55 @@ def last_capture(context: Context, record: Record) -> Captured:
         return Captured(None, record.layers)
     if not all(context.store.has_layer(digest) for digests in kept.layers.values() for digest in digests):
         return Captured(None, record.layers)
-    marks = {name: {os.fsdecode(path): mark for path, mark in seen.items()} for name, seen in kept.marks.items()}
+    seen = msgspec.msgpack.decode(kept.marks, type=dict[str, dict[bytes, Mark]])
+    marks = {name: {os.fsdecode(path): mark for path, mark in paths.items()} for name, paths in seen.items()}
     return Captured(kept.snapshot, kept.layers, marks)
 
 
-def remember_capture(context: Context, record: Record, captured: Captured) -> None:
-    """Keep the marks for the next capture, once the snapshot is durable. Nothing happens if the sandbox is gone."""
-    marks = {name: {os.fsencode(path): mark for path, mark in seen.items()} for name, seen in captured.marks.items()}
+def encode_marks(marks: Mapping[str, Marks]) -> bytes:
+    """Marks as they lie on the disk: file names are bytes."""
+    return msgspec.msgpack.encode(
+        {name: {os.fsencode(path): mark for path, mark in seen.items()} for name, seen in marks.items()}
+    )
+
+
+def remember_capture(
+    context: Context, record: Record, snapshot: SnapshotId, layers: Mapping[str, tuple[str, ...]], marks: bytes
+) -> None:
+    """Keep the (encoded) marks for the next capture, once the snapshot is durable. Nothing if the sandbox is gone."""
+    kept = _Kept(snapshot, dict(layers), msgspec.Raw(marks))
     with contextlib.suppress(FileNotFoundError):
-        replace_file(_path(context, record), msgspec.msgpack.encode(_Kept(captured.snapshot, captured.layers, marks)))
+        replace_file(_path(context, record), msgspec.msgpack.encode(kept))
 
 
 def _path(context: Context, record: Record) -> Path:
     return generation_directory(context, record) / _FILE
 
 
-def capture_ahead(context: Context, record: Record, since: Captured, *, ahead: Path, late: Path) -> Capture:
-    """Copy what changed in every writable layer to `ahead/NAME` while the sandbox may run; nothing for a frozen one.
-
-    `ahead` and `late` are empty directories on the store's filesystem.
-    """
-    begun = Capture(_views(context, record), ahead, late, dict(since.marks), changed=False)
+def capture_ahead(context: Context, record: Record, since: Captured, into: Path) -> Capture:
+    """Copy what changed in every writable layer to `into/NAME` while the sandbox may run; nothing for a frozen one."""
+    begun = Capture(_views(context, record), dict(since.marks), changed=False)
     if record.phase is Phase.FROZEN:
         return begun
     now = time.time_ns()
     mapped = _mapped_while_running(context.cgroup(record.id))
-    return begun if mapped is None else _copy(context, record, begun, ahead, mapped=mapped, now_ns=now, live=True)
+    return begun if mapped is None else _copy(context, record, begun, into, mapped=mapped, now_ns=now, live=True)
 
 
-def capture_frozen(context: Context, record: Record, begun: Capture) -> Capture:
-    """Copy what changed since `capture_ahead` to `late/NAME`, called while no task of the sandbox can run."""
+def capture_frozen(context: Context, record: Record, begun: Capture, into: Path) -> Capture:
+    """Copy what changed since `capture_ahead` to `into/NAME`, called while no task of the sandbox can run."""
     mapped = shared_mappings(context.cgroup(record.id).pids())
-    return _copy(context, record, begun, begun.late, mapped=mapped, now_ns=time.time_ns(), live=False)
+    return _copy(context, record, begun, into, mapped=mapped, now_ns=time.time_ns(), live=False)
 
 
-def join(capture: Capture) -> None:
+def join(names: Iterable[str], *, ahead: Path, late: Path) -> None:
     """Leave one layer of both parts in `ahead/NAME`; none for an overlay in which nothing changed."""
-    for name in capture.views:
-        early, late = capture.ahead / name, capture.late / name
-        if not early.is_dir() and late.is_dir():
-            late.rename(early)
-        elif late.is_dir():
-            stack_onto(late, early)
+    for name in names:
+        early, newer = ahead / name, late / name
+        if not early.is_dir() and newer.is_dir():
+            newer.rename(early)
+        elif newer.is_dir():
+            stack_onto(newer, early)
 
 
 def _views(context: Context, record: Record) -> dict[str, OverlayView]:
@@ -154,4 +157,4 @@ def _copy(
         changed = changed or not copied.is_empty
         if copied.is_empty:
             target.rmdir()
-    return Capture(begun.views, begun.ahead, begun.late, marks, changed)
+    return Capture(begun.views, marks, changed)

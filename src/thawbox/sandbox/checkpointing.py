@@ -7,87 +7,30 @@ Rule 2: the snapshot exists when the store says so; until then the sandbox is as
 from __future__ import annotations
 
 import contextlib
-import enum
 import time
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator
+from dataclasses import replace
 
-from thawbox.engines import INIT_PID, DumpReport, Place
+from thawbox.engines import INIT_PID, Place
 from thawbox.errors import DumpFailed, InvalidRequest, SnapshotNotFound
 from thawbox.host.clocks import Clocks, clocks_of
-from thawbox.host.files import locked, remove_tree
-from thawbox.host.layer_stacks import merge_layers
+from thawbox.host.files import locked
 from thawbox.host.proc import children, command_name, pid_inside
 from thawbox.lifecycle import Verb, next_phase
-from thawbox.model import Phase, SnapshotId, SnapshotKind
-from thawbox.sandbox.body import Moment, body_of
-from thawbox.sandbox.captures import (
-    Capture,
-    Captured,
-    capture_ahead,
-    capture_frozen,
-    join,
-    last_capture,
-    remember_capture,
-)
+from thawbox.model import Phase, SnapshotId
+from thawbox.sandbox.body import Moment
+from thawbox.sandbox.captures import Capture, capture_ahead, capture_frozen, encode_marks, last_capture
 from thawbox.sandbox.context import Context
 from thawbox.sandbox.ending import take_down
+from thawbox.sandbox.finishing import Unfinished, finish, late_directory, write_unfinished
 from thawbox.sandbox.hooks import attending, names_in, resume, wait_until_ready
 from thawbox.sandbox.journal import Record
-from thawbox.sandbox.preflight import check_freezable
 from thawbox.sandbox.links import direct_link, has_callers
-from thawbox.store import Draft, Staging, parent_link
+from thawbox.sandbox.preflight import check_freezable
+from thawbox.sandbox.wishes import CheckpointReport, Mode, Wish
+from thawbox.store import Staging
 
-
-class Mode(enum.Enum):
-    """What kind of snapshot is wanted: AUTO makes a delta where there is a parent to make it against."""
-
-    AUTO = "auto"
-    FULL = "full"
-    DELTA = "delta"
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What a caller asks of a checkpoint. `ttl` is seconds; with `stop` the sandbox does not run on.
-
-    With `when_ready` it waits, up to the spec's `ready_timeout`, until the programs say that they may be checkpointed.
-    """
-
-    mode: Mode = Mode.AUTO
-    stop: bool = False
-    skip_if_clean: bool = False
-    name: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict[str, str])
-    ttl: float | None = None
-    pinned: bool = False
-    when_ready: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointReport:
-    """A finished checkpoint. `frozen_ms` is how long the sandbox could not run; `bytes` what was stored for it.
-
-    With `skipped` nothing had changed since `id`, which existed before.
-    """
-
-    id: SnapshotId
-    parent: SnapshotId | None
-    kind: SnapshotKind
-    frozen_ms: float
-    total_ms: float
-    bytes: int
-    skipped: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Dumped:
-    """What the frozen moment gave: nothing of it is a snapshot yet."""
-
-    moment: Moment
-    report: DumpReport
-    since: Captured
-    capture: Capture
+__all__ = ["CheckpointReport", "Mode", "Wish", "begin", "checkpoint", "choose_parent", "without_connections"]
 
 
 def checkpoint(context: Context, record: Record, wish: Wish) -> tuple[Record, CheckpointReport]:
@@ -97,17 +40,34 @@ def checkpoint(context: Context, record: Record, wish: Wish) -> tuple[Record, Ch
     """
     begun = time.perf_counter()
     after = next_phase(record.phase, Verb.SUSPEND if wish.stop else Verb.CHECKPOINT, who=record.name)
-    parent = choose_parent(context, record, wish.mode)
-    if wish.when_ready:
-        wait_until_ready(context, record, timeout=record.spec.ready_timeout)
     with context.store.stage() as staging, _thawed_on_failure(context, record, wanted=wish.stop):
-        dumped = dump(context, record, staging, stop=wish.stop)
-        record, report = finish(context, record, staging, dumped, parent=parent, wish=wish)
+        report = finish(context, staging, dump(context, record, staging, wish))
+    record = replace(record, parent_snapshot=report.id)
     if wish.stop:
         record = take_down(context, record, phase=after, why="suspended")
     changed = replace(record, phase=after)
     context.journal.update(changed)
     return changed, replace(report, total_ms=(time.perf_counter() - begun) * 1000)
+
+
+def begin(context: Context, record: Record, wish: Wish) -> tuple[Staging, Unfinished]:
+    """The same up to the moment when the sandbox runs again; the caller sees that what is staged is finished.
+
+    Raises InvalidRequest for a checkpoint that stops the sandbox: it would have nothing left if that failed.
+    """
+    if wish.stop:
+        raise InvalidRequest(
+            f"{record.name} cannot be stopped before its snapshot is durable", remediation="wait for the checkpoint"
+        )
+    next_phase(record.phase, Verb.CHECKPOINT, who=record.name)
+    staging = context.store.begin()
+    try:
+        unfinished = dump(context, record, staging, wish)
+        write_unfinished(staging, unfinished)
+    except BaseException:
+        context.store.discard(staging)
+        raise
+    return staging, unfinished
 
 
 def choose_parent(context: Context, record: Record, mode: Mode) -> SnapshotId | None:
@@ -131,30 +91,33 @@ def choose_parent(context: Context, record: Record, mode: Mode) -> SnapshotId | 
     return None
 
 
-def dump(context: Context, record: Record, staging: Staging, *, stop: bool) -> Dumped:
-    """Write memory and changed files into `staging`; the sandbox runs on when this returns, unless `stop`."""
+def dump(context: Context, record: Record, staging: Staging, wish: Wish) -> Unfinished:
+    """Write memory and changed files into `staging`; the sandbox runs on when this returns, unless told to stop."""
+    parent = choose_parent(context, record, wish.mode)
+    if wish.when_ready:
+        wait_until_ready(context, record, timeout=record.spec.ready_timeout)
     cgroup = context.cgroup(record.id)
     since = last_capture(context, record)
-    late = staging.path / "late"
-    late.mkdir(mode=0o700)
-    ahead = capture_ahead(context, record, since, ahead=staging.layer, late=late)
+    late_directory(staging).mkdir(mode=0o700)
+    ahead = capture_ahead(context, record, since, staging.layer)
     captures: list[Capture] = []
-
     clocks: list[Clocks] = []
 
     def while_stopped() -> None:
         clocks.append(clocks_of(record.keeper_pid))
-        captures.append(capture_frozen(context, record, ahead))
-        if stop:
+        captures.append(capture_frozen(context, record, ahead, late_directory(staging)))
+        if wish.stop:
             cgroup.request_freeze()
 
     place = Place(record.keeper_pid, freezer=cgroup.freezer_dir if record.phase is Phase.FROZEN else None)
-    with attending(context, record, stop=stop) as attendance, without_connections(context, record):
+    with attending(context, record, stop=wish.stop) as attendance, without_connections(context, record):
         _check_whole(record)
         check_freezable(context, record)
         report = context.engine.dump(place, staging.images, while_stopped=while_stopped)
-    moment = Moment(clocks[0], names_in(record, attendance))
-    return Dumped(moment, report, since, captures[0])
+    return Unfinished(
+        record, wish, parent, Moment(clocks[0], names_in(record, attendance)), report, beneath=since.layers,
+        marks=encode_marks(captures[0].marks), files_changed=captures[0].changed,
+    )  # fmt: skip
 
 
 def _check_whole(record: Record) -> None:
@@ -166,60 +129,6 @@ def _check_whole(record: Record) -> None:
             f"{record.name}: processes {names} left the tree of its init and would be missing from the snapshot",
             remediation="end them; if they came there by a restore, use the criu that `make setup` builds",
         )
-
-
-def finish(
-    context: Context, record: Record, staging: Staging, dumped: Dumped, *, parent: SnapshotId | None, wish: Wish
-) -> tuple[Record, CheckpointReport]:
-    """Make the snapshot of what was dumped: compare with the parent, hash, commit. The sandbox may run meanwhile."""
-    join(dumped.capture)
-    clean = _shrink(context, staging, parent)
-    if wish.skip_if_clean and clean and parent is not None and not dumped.capture.changed:
-        return record, _report(context, parent, dumped, skipped=True)
-    draft = Draft(
-        kind=SnapshotKind.FULL if parent is None else SnapshotKind.DELTA,
-        parent=parent,
-        compat=replace(context.machine, rootfs=record.rootfs_digest),
-        layers=_layers_beneath(context, staging, dumped.since),
-        body=body_of(record, dumped.moment, frozen_ms=dumped.report.frozen_ms),
-    )
-    stored = context.store.put(staging, draft, name=wish.name, labels=wish.labels, ttl=wish.ttl, pinned=wish.pinned)
-    remember_capture(context, record, Captured(stored.id, dict(stored.manifest.layers), dumped.capture.marks))
-    return replace(record, parent_snapshot=stored.id), _report(context, stored.id, dumped)
-
-
-def _shrink(context: Context, staging: Staging, parent: SnapshotId | None) -> bool:
-    """Drop from the images what a restore finds elsewhere; True if the memory is the parent's."""
-    if parent is None:
-        context.engine.shrink(staging.images)
-        return False
-    with context.store.reading(parent) as fetched:
-        return context.engine.shrink(staging.images, parents=fetched.images, parent_link=parent_link(parent))
-
-
-def _layers_beneath(context: Context, staging: Staging, since: Captured) -> dict[str, tuple[str, ...]]:
-    """The stored layers beneath what was captured; where there would be too many, all are merged into the capture."""
-    beneath = dict(since.layers)
-    for name, digests in since.layers.items():
-        if len(digests) < context.settings.max_chain_length:
-            continue
-        captured = staging.layer / name
-        merged = staging.path / f"merged-{name}"
-        merged.mkdir(mode=0o755)
-        top = [captured] if captured.is_dir() else []
-        merge_layers([*map(context.store.layout.tree, digests), *top], merged)
-        remove_tree(captured)
-        merged.rename(captured)
-        beneath[name] = ()
-    return beneath
-
-
-def _report(context: Context, snapshot: SnapshotId, dumped: Dumped, *, skipped: bool = False) -> CheckpointReport:
-    stored = context.store.record(snapshot)
-    return CheckpointReport(
-        id=stored.id, parent=stored.manifest.parent, kind=stored.manifest.kind, frozen_ms=dumped.report.frozen_ms,
-        total_ms=dumped.report.total_ms, bytes=stored.bytes, skipped=skipped,
-    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import platform
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from thawbox.config import Settings
 from thawbox.engines import Engine
+from thawbox.errors import LockTimeout
 from thawbox.host.cgroup import Cgroup
 from thawbox.host.cgroup_layout import Layout
 from thawbox.host.files import locked, private_directory
 from thawbox.model import SandboxId
 from thawbox.sandbox.journal import Journal
+from thawbox.sandbox.threads import Threads
 from thawbox.store import Compat, Store
 
 
@@ -26,6 +28,9 @@ class Programs:
     init: Path
     launcher: Path
     criu: Path
+
+
+FINISHING = ".finishing"
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Context:
     tag: str
     boot_id: str
     now: Callable[[], float]
+    threads: Threads = field(default_factory=Threads)
 
     @property
     def home(self) -> Path:
@@ -76,10 +82,17 @@ class Context:
         """The lock that keeps connections to a sandbox's init and its dumps apart."""
         return private_directory(self.home / "locks") / f"{sandbox}.link"
 
+    def finishing_lock(self, sandbox: SandboxId) -> Path:
+        """The lock of whoever finishes a snapshot of a sandbox; taken before `exclusive`, never after it."""
+        return private_directory(self.home / "locks") / f"{sandbox}{FINISHING}"
+
     def remove_locks(self, sandbox: SandboxId) -> None:
         """Remove the locks of a sandbox that is no more; whoever calls this holds the first of them."""
         for lock in (self.lock(sandbox), self.link_lock(sandbox)):
             lock.unlink(missing_ok=True)
+        finishing = self.finishing_lock(sandbox)
+        with contextlib.suppress(LockTimeout), locked(finishing, timeout=0):  # who holds it removes it in the end
+            finishing.unlink()
 
     @cached_property
     def machine(self) -> Compat:

@@ -21,7 +21,7 @@ from thawbox.host.preflight import Finding
 from thawbox.host.reach import connect_within
 from thawbox.lifecycle import ALIVE, Verb, next_phase
 from thawbox.model import Phase, SandboxId, SnapshotId, Spec
-from thawbox.sandbox import checkpointing, ending, restoring
+from thawbox.sandbox import background, checkpointing, ending, restoring
 from thawbox.sandbox.checkpointing import CheckpointReport, Mode, Wish
 from thawbox.sandbox.context import Context
 from thawbox.sandbox.hooks import Injection
@@ -84,14 +84,37 @@ class Sandbox:
         """Make a durable snapshot; with `stop` the sandbox does not run on.
 
         AUTO makes a delta where this node has the snapshot that the sandbox came from. With `skip_if_clean` nothing is
-        made when nothing changed, and the answer is the existing one. `ttl` is seconds. With `when_ready` it waits until
-        the programs say that they may be checkpointed.
+        made when nothing changed, and the answer is the existing one. `ttl` is seconds. With `when_ready` it waits
+        until the programs say that they may be checkpointed.
         Raises InvalidTransition, InvalidRequest, DumpFailed, HookFailed; the sandbox is then as it was.
         """
         wish = Wish(mode, stop, skip_if_clean, name, labels or {}, ttl, pinned, when_ready)
-        with self._change() as record:
-            self._record, report = checkpointing.checkpoint(self._context, record, wish)
+        lock = background.take_finishing_lock(self._context, self.id)
+        try:
+            with self._change() as record:
+                self._record, report = checkpointing.checkpoint(self._context, record, wish)
+        finally:
+            background.release_finishing_lock(self._context, self.id, lock)
         return Snapshot(self._context, report.id, report=report)
+
+    def begin_checkpoint(self, wish: Wish, *, program: Sequence[str] = ()) -> PendingSnapshot:
+        """The same, but it returns when the sandbox runs again; the snapshot is listed when it is whole.
+
+        A thread of this process finishes it, which `close` of the node waits for; or `program`, a command that does
+        as `thawbox.cli.finish`, in a process of its own, so that this one may end. Raises InvalidRequest with `stop`.
+        """
+        lock = background.take_finishing_lock(self._context, self.id)
+        try:
+            with self._change() as record:
+                staging, unfinished = checkpointing.begin(self._context, record, wish)
+        except BaseException:
+            background.release_finishing_lock(self._context, self.id, lock)
+            raise
+        if program:
+            background.hand_over(self._context, staging, lock, program=program)
+        else:
+            background.finish_in_thread(self._context, staging, lock)
+        return PendingSnapshot(self._context, staging.token, unfinished.report.frozen_ms)
 
     def fork(self, count: int = 1, *, name: str = "") -> list[Sandbox]:
         """Checkpoint and make `count` clones of it, which run beside the original."""
@@ -190,6 +213,31 @@ class Sandbox:
     def _update(self, record: Record) -> None:
         self._context.journal.update(record)
         self._record = record
+
+
+class PendingSnapshot:
+    """A snapshot on its way. `token` names it to whoever waits for it; `frozen_ms` is how long the sandbox stood."""
+
+    def __init__(self, context: Context, token: str, frozen_ms: float) -> None:
+        self._context = context
+        self.token = token
+        self.frozen_ms = frozen_ms
+
+    def __repr__(self) -> str:
+        return f"<PendingSnapshot {self.token}>"
+
+    def wait(self, *, timeout: float | None = None) -> Snapshot:
+        """The snapshot, once it is whole; `timeout` is seconds (default: the engine's).
+
+        Raises LockTimeout, DumpFailed when it could not be made, SnapshotNotFound when its process died.
+        """
+        return wait_for_snapshot(self._context, self.token, timeout=timeout)
+
+
+def wait_for_snapshot(context: Context, token: str, *, timeout: float | None = None) -> Snapshot:
+    """The snapshot of a token, once it is whole, whoever is finishing it; raises as `PendingSnapshot.wait` does."""
+    seconds = context.settings.engine_timeout if timeout is None else timeout
+    return Snapshot(context, background.wait_finished(context, token, timeout=seconds))
 
 
 class Snapshot:

@@ -123,6 +123,10 @@ class Refs:
         with self._change() as sql:
             sql.execute("INSERT OR REPLACE INTO outcomes VALUES (?, '', ?, ?)", (token, error, at))
 
+    def record_success(self, token: str, snapshot: SnapshotId, *, at: float) -> None:
+        with self._change() as sql:
+            sql.execute("INSERT OR REPLACE INTO outcomes VALUES (?, ?, '', ?)", (token, snapshot, at))
+
     def outcome(self, token: str) -> Outcome | None:
         rows = self._rows("SELECT id, error FROM outcomes WHERE token = ?", token)
         return Outcome(SnapshotId(str(rows[0][0])) if rows[0][0] else None, str(rows[0][1])) if rows else None

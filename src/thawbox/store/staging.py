@@ -77,6 +77,12 @@ def pending(snapshots: Path) -> frozenset[str]:
     return frozenset(tokens)
 
 
+def given_to(staging: Staging, pid: int) -> Staging:
+    """The same staging directory, owned by the living process `pid` from now on."""
+    name = f".staging-{pid}-{start_time(pid)}-{_boot()}-{staging.token}"
+    return Staging(staging.path.rename(staging.path.with_name(name)))
+
+
 def sweep(snapshots: Path) -> int:
     """Remove staging and trash directories whose owner is dead; returns how many. A living owner's is left alone."""
     removed = 0

@@ -28,7 +28,7 @@ from thawbox.store.put import Prepared, check_named_parts, commit, prepare
 from thawbox.store.refs import Facts, Outcome, Refs
 from thawbox.store.removal import GcReport, Remover, remove_stale_incoming
 from thawbox.store.seal import MAX_SIGNATURE_BYTES, NO_KEYS, Keys, check_signature, sign
-from thawbox.store.staging import Staging, new_staging, pending, sweep, taken_over
+from thawbox.store.staging import Staging, given_to, new_staging, pending, sweep, taken_over
 from thawbox.store.verify import Memory, Problem, Verifier, layer_problems
 
 _OUTCOMES_KEPT = 7 * 24 * 3600.0
@@ -182,6 +182,20 @@ class Store:
             if problems:
                 damaged.add(layer.digest)
         return frozenset(damaged)
+
+    def hand_over(self, staging: Staging, pid: int) -> Staging:
+        """Make the living process `pid` the owner of what this one began."""
+        return given_to(staging, pid)
+
+    def answer(
+        self, staging: Staging, snapshot: SnapshotId, *, name: str = "", labels: Mapping[str, str] | None = None
+    ) -> None:
+        """Say that what was staged is a snapshot that exists, and give that name and labels; nothing is put."""
+        if name:
+            self.name(snapshot, name)
+        for key, value in (labels or {}).items():
+            self.label(snapshot, key, value)
+        self.refs.record_success(staging.token, snapshot, at=self.now())
 
     def record_failure(self, token: str, error: str) -> None:
         """Tell whoever waits for `token` that its put failed, in words."""

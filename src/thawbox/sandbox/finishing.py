@@ -1,0 +1,142 @@
+"""From what was dumped to a snapshot: compare with the parent, hash, commit. The sandbox may run meanwhile.
+
+Rule 1: what is left to do lies whole in the staging directory, so that any process may finish what another began.
+Rule 2: the snapshot exists when the store says so; what was not finished is swept when its process is dead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from thawbox.engines import DumpReport
+from thawbox.errors import SandboxNotFound
+from thawbox.host.files import remove_tree
+from thawbox.host.layer_stacks import merge_layers
+from thawbox.model import SnapshotId, SnapshotKind
+from thawbox.sandbox.body import Moment, body_of
+from thawbox.sandbox.captures import join, remember_capture
+from thawbox.sandbox.context import Context
+from thawbox.sandbox.journal import Record
+from thawbox.sandbox.wishes import CheckpointReport, Wish
+from thawbox.store import Draft, Staging, parent_link
+from thawbox.store import Record as Stored
+
+_FILE = "unfinished"
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """What the frozen moment gave, beside the images and layers in the staging directory: no snapshot yet.
+
+    `beneath` are the stored layers under the captured ones, by overlay, base first; `marks` what the captures saw
+    (see captures.py), `files_changed` whether they hold anything.
+    """
+
+    record: Record
+    wish: Wish
+    parent: SnapshotId | None
+    moment: Moment
+    report: DumpReport
+    beneath: dict[str, tuple[str, ...]]
+    marks: bytes
+    files_changed: bool
+
+
+def late_directory(staging: Staging) -> Path:
+    """Where the captures of the frozen moment lie until they are joined with those made ahead of it."""
+    return staging.path / "late"
+
+
+def write_unfinished(staging: Staging, unfinished: Unfinished) -> None:
+    """Leave in the staging directory all that another process needs to finish it."""
+    (staging.path / _FILE).write_bytes(msgspec.msgpack.encode(unfinished))
+
+
+def read_unfinished(staging: Staging) -> Unfinished:
+    return msgspec.msgpack.decode((staging.path / _FILE).read_bytes(), type=Unfinished)
+
+
+def finish(context: Context, staging: Staging, unfinished: Unfinished) -> CheckpointReport:
+    """Make the snapshot, durable and visible; with `skip_if_clean` the parent is the answer if nothing had changed.
+
+    `total_ms` of the report is the dump's alone. Raises IntegrityError when the parent is damaged; an OSError of our
+    disk is passed on. What is staged is the caller's to discard.
+    """
+    record, wish, parent = unfinished.record, unfinished.wish, unfinished.parent
+    join(unfinished.beneath, ahead=staging.layer, late=late_directory(staging))
+    clean = _shrink(context, staging, parent)
+    if wish.skip_if_clean and clean and parent is not None and not unfinished.files_changed:
+        context.store.answer(staging, parent, name=wish.name, labels=wish.labels)
+        return _report(context.store.record(parent), unfinished.report, skipped=True)
+    draft = Draft(
+        kind=SnapshotKind.FULL if parent is None else SnapshotKind.DELTA,
+        parent=parent,
+        compat=replace(context.machine, rootfs=record.rootfs_digest),
+        layers=_layers_beneath(context, staging, unfinished.beneath),
+        body=body_of(record, unfinished.moment, frozen_ms=unfinished.report.frozen_ms),
+    )
+    stored = context.store.put(staging, draft, name=wish.name, labels=wish.labels, ttl=wish.ttl, pinned=wish.pinned)
+    remember_capture(context, record, stored.id, stored.manifest.layers, unfinished.marks)
+    return _report(stored, unfinished.report)
+
+
+def finish_apart(context: Context, staging: Staging, unfinished: Unfinished) -> None:
+    """Finish for whoever waits by token, success or failure, and discard what is left; the journal learns of it."""
+    try:
+        report = finish(context, staging, unfinished)
+        _follow(context, unfinished.record, report.id)
+    except Exception as error:
+        context.store.record_failure(staging.token, str(error))
+        raise
+    finally:
+        context.store.discard(staging)
+
+
+def _follow(context: Context, record: Record, snapshot: SnapshotId) -> None:
+    """Note what the sandbox's next delta is made against, unless it was restored or removed meanwhile."""
+    with context.exclusive(record.id):
+        try:
+            now = context.journal.find(record.id)
+        except SandboxNotFound:
+            return
+        if now.generation == record.generation:
+            context.journal.update(replace(now, parent_snapshot=snapshot))
+
+
+def _shrink(context: Context, staging: Staging, parent: SnapshotId | None) -> bool:
+    """Drop from the images what a restore finds elsewhere; True if the memory is the parent's."""
+    if parent is None:
+        context.engine.shrink(staging.images)
+        return False
+    with context.store.reading(parent) as fetched:
+        return context.engine.shrink(staging.images, parents=fetched.images, parent_link=parent_link(parent))
+
+
+def _layers_beneath(
+    context: Context, staging: Staging, beneath: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[str, ...]]:
+    """The stored layers beneath what was captured; where there would be too many, all are merged into the capture."""
+    left = dict(beneath)
+    for name, digests in beneath.items():
+        if len(digests) < context.settings.max_chain_length:
+            continue
+        captured = staging.layer / name
+        merged = staging.path / f"merged-{name}"
+        merged.mkdir(mode=0o755)
+        top = [captured] if captured.is_dir() else []
+        merge_layers([*map(context.store.layer_tree, digests), *top], merged)
+        remove_tree(captured)
+        merged.rename(captured)
+        left[name] = ()
+    return left
+
+
+def _report(stored: Stored, dumped: DumpReport, *, skipped: bool = False) -> CheckpointReport:
+    return CheckpointReport(
+        id=stored.id, parent=stored.manifest.parent, kind=stored.manifest.kind, frozen_ms=dumped.frozen_ms,
+        total_ms=dumped.total_ms, bytes=stored.bytes, skipped=skipped,
+    )  # fmt: skip

@@ -1,0 +1,29 @@
+"""Threads that a node waits for when it is closed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+
+class Threads:
+    """Work that goes on after its caller was answered. Each thread ends by itself."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+
+    def start(self, work: Callable[[], None], *, name: str) -> None:
+        """Run `work` in a new thread; it raises nothing."""
+        thread = threading.Thread(target=work, name=name)
+        with self._lock:
+            self._threads = [one for one in self._threads if one.is_alive()]
+            self._threads.append(thread)
+            thread.start()
+
+    def close(self) -> None:
+        """Wait until all have ended."""
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join()
