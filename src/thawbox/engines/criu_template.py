@@ -15,8 +15,6 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import structlog
-
 from thawbox.engines.criu_rpc import LOG, RPC_CONFIG, CriuProgram, Notified, converse
 from thawbox.engines.proto import rpc_pb2
 from thawbox.errors import EngineError, RestoreFailed, Unsupported
@@ -36,8 +34,6 @@ _MAP_NORESERVE = 0x4000
 _LOAD_SECONDS = 120.0
 MOST_SERVERS = 4
 """Each holds the whole memory of a snapshot."""
-
-_log = structlog.get_logger()
 
 
 class TemplateGone(Exception):
@@ -74,7 +70,9 @@ class TemplateServers:
         try:
             server = TemplateServer(program, chain)
         except (EngineError, Unsupported) as error:
-            _log.info("template.refused", images=str(chain[-1]), cause=error.cause)
+            import structlog  # with rich behind it, a tenth of a second, and hardly ever needed
+
+            structlog.get_logger().info("template.refused", images=str(chain[-1]), cause=error.cause)
             return False
         with self._lock:
             superfluous = [self._servers.pop(chain[-1])] if chain[-1] in self._servers else []
