@@ -153,6 +153,14 @@ class Node:
         """Keep a pool filled from now on, in this process; the caller closes or drains it. Raises Unavailable."""
         return kept.open_pool(self.context, name)
 
+    def pool(self, name: str) -> PoolSpec:
+        """What was said of this pool when it was made; raises NotFound."""
+        return kept.find_pool(self.context, name)
+
+    def mark_drained(self, name: str) -> None:
+        """Remember that a pool which was drained is to stay empty."""
+        kept.mark_drained(self.context, name)
+
     def pools(self) -> list[PoolSpec]:
         """Every pool of this node, by name, open or not."""
         return kept.all_pools(self.context)

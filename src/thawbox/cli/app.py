@@ -30,6 +30,7 @@ _SECTIONS = {
         "checkpoint": "checkpoints", "restore": "checkpoints", "clone": "checkpoints", "fork": "checkpoints",
         "snapshots": "snapshots",
     },
+    "Pools": {"template": "template", "pool": "pool", "serve": "serve"},
     "This machine": {"doctor": "doctor", "demo": "demo", "completion": "completion"},
 }  # fmt: skip
 _MODULES = {name: module for section in _SECTIONS.values() for name, module in section.items()}

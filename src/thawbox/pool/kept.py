@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 
 import msgspec
 
@@ -40,9 +41,11 @@ def all_pools(context: Context) -> list[PoolSpec]:
 def open_pool(context: Context, name: str) -> Pool:
     """Take up what is parked and leased, and begin to fill the pool; the caller closes or drains it.
 
-    Raises NotFound, and Unavailable while another process keeps this pool.
+    Raises NotFound, and Unavailable when it was drained or while another process keeps it.
     """
     spec = find_pool(context, name)
+    if spec.drained:
+        raise Unavailable(f"pool {name} was drained", remediation="remove it and make a new one")
     with ExitStack() as undo:
         _claim(context, name, undo)
         claim = undo.pop_all()
@@ -55,6 +58,12 @@ def open_pool(context: Context, name: str) -> Pool:
         pool.start()
         undo.pop_all()
     return pool
+
+
+def mark_drained(context: Context, name: str) -> None:
+    """Remember that a pool is to stay empty."""
+    spec = replace(find_pool(context, name), drained=True)
+    context.journal.write_entry(_KIND, name, msgspec.json.encode(spec))
 
 
 def remove_pool(context: Context, name: str, *, force: bool = False) -> None:

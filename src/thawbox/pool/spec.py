@@ -12,7 +12,10 @@ from thawbox.pool_plan import Watermarks, check_watermarks
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
-    """A pool to be kept. `lease_ttl` is seconds; `parallel` is how many clones are restored at a time."""
+    """A pool to be kept. `lease_ttl` is seconds; `parallel` is how many clones are restored at a time.
+
+    A `drained` pool is empty and stays so.
+    """
 
     name: str
     template: str
@@ -21,6 +24,7 @@ class PoolSpec:
     limit: int = 16
     lease_ttl: float = LEASE_SECONDS
     parallel: int = PARALLEL_RESTORES
+    drained: bool = False
 
     @property
     def marks(self) -> Watermarks:
