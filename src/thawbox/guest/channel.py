@@ -25,9 +25,10 @@ import sys
 import threading
 from typing import Any
 
-from .registry import Event, HookFailed, Identity, Registry
-from .reseeding import hold_until_readable, reseed_all
+from .registry import HookFailed, Registry
+from .reseeding import hold_until_readable
 from .secrets import Secret, secrets
+from .waking import wake
 
 PREFIX = "\0thawbox-guest/"
 MESSAGE_LIMIT = 1 << 20
@@ -96,7 +97,7 @@ def _answer(peer: socket.socket, registry: Registry) -> float:
             answer["secrets"] = [[name, len(secret)] for name, secret in secrets.items()]
             blobs = [secret.view() for secret in secrets.values()]
         elif request["verb"] in ("after_checkpoint", "after_restore"):
-            _go_on(request, given, registry)
+            wake(request, given, registry)
             answer["hooks"] = len(registry.resumed if request["what"] == "checkpoint" else registry.restored)
         elif request["verb"] != "release":
             answer |= {"ok": False, "error": f"unknown verb {request['verb']!r}"}
@@ -106,16 +107,6 @@ def _answer(peer: socket.socket, registry: Registry) -> float:
     if hold:
         secrets.wipe()
     return hold
-
-
-def _go_on(request: dict[str, Any], given: dict[str, Secret], registry: Registry) -> None:
-    if request["verb"] == "after_restore":
-        reseed_all()  # a sandbox that was frozen by hand had not been asked to hold
-    os.environ.update(request["environment"])
-    secrets.replace(given)
-    registry.run_after(
-        Event(request["what"], Identity(**request["identity"]), request["slept"], request["environment"], secrets)
-    )
 
 
 def _send(peer: socket.socket, answer: dict[str, Any], blobs: list[memoryview]) -> None:

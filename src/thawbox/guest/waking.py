@@ -1,0 +1,19 @@
+"""What happens in a program that woke up, whichever way it was told: randomness, environment, secrets, then hooks."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from .registry import Event, Identity, Registry
+from .reseeding import reseed_all
+from .secrets import Secret, secrets
+
+
+def wake(told: dict[str, Any], given: dict[str, Secret], registry: Registry) -> None:
+    """Take over what the host tells (see channel.py) and run the hooks; raises HookFailed."""
+    if told["what"] != "checkpoint":
+        reseed_all()  # once more where it was done at the end of a hold: a sandbox that was frozen had none
+    os.environ.update(told["environment"])
+    secrets.replace(given)
+    registry.run_after(Event(told["what"], Identity(**told["identity"]), told["slept"], told["environment"], secrets))
