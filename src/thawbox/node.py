@@ -14,7 +14,6 @@ from typing import Self
 
 from thawbox.config import Settings, load_settings
 from thawbox.engines import Engine
-from thawbox.engines.criu import CriuEngine, CriuProgram
 from thawbox.errors import Unsupported
 from thawbox.host import network
 from thawbox.host.cgroup import remove_node_group
@@ -64,7 +63,7 @@ class Node:
                 settings=self.settings,
                 journal=journal,
                 store=store,
-                engine=engine or _criu_engine(self.settings, programs),
+                make_engine=lambda: engine or _criu_engine(self.settings, programs),
                 layout=layout or detect_layout(),
                 programs=programs,
                 capabilities=capability_mask(),
@@ -73,7 +72,7 @@ class Node:
                 boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
                 now=now,
             )
-            undo.callback(self.context.engine.close)
+            undo.callback(self.context.close_engine)
             undo.callback(self.context.threads.close)
             self.adoption: Adoption = adopt(self.context)
             self._undo = undo.pop_all()
@@ -149,9 +148,12 @@ class Node:
         """Tell the node of a new pool; it is filled once it is opened. Raises InvalidRequest, NotFound."""
         return kept.create_pool(self.context, spec)
 
-    def open_pool(self, name: str) -> Pool:
-        """Keep a pool filled from now on, in this process; the caller closes or drains it. Raises Unavailable."""
-        return kept.open_pool(self.context, name)
+    def open_pool(self, name: str, *, share_memory: bool = True) -> Pool:
+        """Keep a pool filled from now on, in this process; the caller closes or drains it. Raises Unavailable.
+
+        `share_memory` loads the golden snapshot once, for its clones to share: not worth it for a single acquire.
+        """
+        return kept.open_pool(self.context, name, share_memory=share_memory)
 
     def pool(self, name: str) -> PoolSpec:
         """What was said of this pool when it was made; raises NotFound."""
@@ -227,7 +229,9 @@ def _is_tmpfs(path: Path) -> bool:
     return False
 
 
-def _criu_engine(settings: Settings, programs: Programs) -> CriuEngine:
+def _criu_engine(settings: Settings, programs: Programs) -> Engine:
+    from thawbox.engines.criu import CriuEngine, CriuProgram
+
     cache = cache_directory(settings.home)
     cache.mkdir(mode=0o700, exist_ok=True)
     if cache.stat().st_uid != 0:

@@ -63,7 +63,7 @@ class MainJob:
         self._node = node
         self._scratch = scratch
         self._bare = BareCriu(engine.program, scratch)
-        self._bare_context = replace(node.context, engine=self._bare)
+        self._bare_context = replace(node.context, make_engine=lambda: self._bare)
         with ExitStack() as undo:
             self._running = undo.enter_context(node.run(Spec(agent.command(MIB))))
             self._away = undo.enter_context(node.run(Spec(agent.command(MIB))))

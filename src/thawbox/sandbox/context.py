@@ -43,7 +43,7 @@ class Context:
     settings: Settings
     journal: Journal
     store: Store
-    engine: Engine
+    make_engine: Callable[[], Engine]
     layout: Layout
     programs: Programs
     capabilities: int
@@ -93,6 +93,16 @@ class Context:
         finishing = self.finishing_lock(sandbox)
         with contextlib.suppress(LockTimeout), locked(finishing, timeout=0):  # who holds it removes it in the end
             finishing.unlink()
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Made when it is first needed: it brings CRIU's formats along, for which a command like `ps` would wait."""
+        return self.make_engine()
+
+    def close_engine(self) -> None:
+        """Close the engine if it was ever needed."""
+        if "engine" in self.__dict__:
+            self.engine.close()
 
     @cached_property
     def machine(self) -> Compat:
