@@ -65,6 +65,13 @@ _OPTIONS = (
         help="Wait until it is ready: cmd:COMMAND, http://HOST:PORT/PATH, tcp:PORT, log:TEXT or guest.",
     ),
     click.option("--ready-timeout", metavar="SPAN", help="How long to wait for that. Default: 60s."),
+    click.option(
+        "--hooks",
+        metavar="WHO",
+        help="Who is told of checkpoints and restores: auto (default: programs that import thawbox.guest), guest, "
+        "http://127.0.0.1:PORT, cmd:COMMAND or none.",
+    ),
+    click.option("--hook-timeout", metavar="SPAN", help="How long each of them may take. Default: 30s."),
     click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label. Repeatable."),
     click.option(
         "--spec",
@@ -95,6 +102,7 @@ def spec_of(options: dict[str, Any], command: tuple[str, ...], spec_file: str | 
     readers: dict[str, Any] = {
         "memory": spec_text.read_size,
         "ready_timeout": spec_text.read_span,
+        "hook_timeout": spec_text.read_span,
         "net": Net,
         "mounts": spec_text.read_mounts,
         "publish": spec_text.read_publishes,

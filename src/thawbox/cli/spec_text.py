@@ -148,7 +148,7 @@ def _decoded(content: str, *, is_toml: bool) -> object:
 
 def _written_out(values: Mapping[str, Any]) -> dict[str, Any]:
     """The same fields with the command line's short forms replaced by what they mean."""
-    readers = {"memory": read_size, "ready_timeout": read_span}
+    readers = {"memory": read_size, "ready_timeout": read_span, "hook_timeout": read_span}
     lists = {"mounts": read_mount, "publish": read_publish}
     meant = dict(values)
     for name, read in readers.items():
