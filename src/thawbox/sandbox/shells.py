@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from thawbox.errors import Incompatible, StartFailed
+from thawbox.errors import Incompatible
 from thawbox.host import network
 from thawbox.host.cgroup_limits import Limits
 from thawbox.host.files import remove_tree
@@ -129,9 +129,7 @@ def raise_shell(
                 before_go=lambda pid: _add_network(context, record, pid),
             )  # fmt: skip
         undo.callback(destroy_shell, keeper)
-        started = start_time(keeper)
-        if started is None:
-            raise StartFailed("the sandbox ended before its program started", remediation="see `thawbox logs`")
+        started = start_time(keeper) or 0  # a short program has ended already: nothing runs that started then
         undo.pop_all()
         return Shell(keeper, started, {overlay_name(mount.target): mount.upper for mount in overlays})
 
