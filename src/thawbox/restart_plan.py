@@ -147,13 +147,16 @@ def next_order(policy: Policy, death: Death, candidates: Sequence[SnapshotId], p
 
 
 def crash_loop(policy: Policy, death: Death, past: Sequence[Attempt]) -> list[Attempt]:
-    """The newest attempts of which each was followed by the next death before it had lived for `settled_after`."""
+    """The newest attempts of which each was followed by the next death before it had lived for `settled_after`.
+
+    Those that failed to answer this very death are always among them.
+    """
     loop: list[Attempt] = []
     followed_at = death.at
     for attempt in reversed(past):
-        if attempt.outcome is Outcome.RECOVERED and followed_at - attempt.ended_at >= policy.settled_after:
-            break
-        if attempt.outcome is not Outcome.RECOVERED and followed_at - attempt.at >= policy.settled_after:
+        lasted = followed_at - (attempt.ended_at if attempt.outcome is Outcome.RECOVERED else attempt.at)
+        is_of_this_death = attempt.at == death.at and attempt.outcome is not Outcome.RECOVERED
+        if lasted >= policy.settled_after and not is_of_this_death:
             break
         loop.insert(0, attempt)
         followed_at = attempt.at

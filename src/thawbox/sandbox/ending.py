@@ -17,6 +17,9 @@ from thawbox.sandbox.links import direct_link, without_dumps
 from thawbox.sandbox.observe import observe
 from thawbox.sandbox.shells import remove_remains
 
+STOPPED = "stopped"
+"""Why a sandbox ended that was told to: nobody brings it back by himself."""
+
 
 def stop(context: Context, record: Record, *, timeout: float) -> Record:
     """End the main program by SIGTERM, after `timeout` seconds by SIGKILL; the caller holds the sandbox's lock.
@@ -31,7 +34,7 @@ def stop(context: Context, record: Record, *, timeout: float) -> Record:
         context.cgroup(record.id).thaw()
     _ask_to_end(context, record)
     wait_gone(record.keeper_pid, started=record.keeper_started, timeout=timeout)
-    stopped = take_down(context, record, phase=after, why="stopped")
+    stopped = take_down(context, record, phase=after, why=STOPPED)
     context.journal.update(stopped)
     return stopped
 

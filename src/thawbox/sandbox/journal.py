@@ -138,6 +138,12 @@ class Journal:
             rows = self._db.execute("SELECT record FROM sandboxes").fetchall()
         return sorted((msgspec.json.decode(row[0], type=Record) for row in rows), key=lambda record: record.created_at)
 
+    def version(self) -> tuple[int, int]:
+        """Differs from what it was whenever anybody, here or in another process, changed the journal meanwhile."""
+        with self._lock:
+            ((elsewhere,),) = self._db.execute("PRAGMA data_version").fetchall()
+            return elsewhere, self._db.total_changes
+
     # What the node was told to keep, beside sandboxes: templates, pools. Durable when these return.
 
     def write_entry(self, kind: str, name: str, content: bytes, *, is_new: bool = False) -> None:

@@ -1,0 +1,90 @@
+"""One supervised sandbox as the supervisor's thread sees it, and the descriptors that tell of its death."""
+
+from __future__ import annotations
+
+import enum
+import math
+import os
+from dataclasses import dataclass, field
+
+from thawbox.errors import ThawboxError
+from thawbox.host.cgroup import OomEvents
+from thawbox.host.proc import start_time
+from thawbox.model import SandboxId
+from thawbox.restart_plan import Policy
+from thawbox.sandbox import Context, Record
+
+NEVER = math.inf
+
+
+class State(enum.Enum):
+    """What the supervisor is doing about a sandbox."""
+
+    WATCHING = "watching"
+    RECOVERING = "recovering"
+    ENDED = "ended"
+    """It has ended as it may; it is watched again when somebody restores it."""
+    GAVE_UP = "gave up"
+
+
+@dataclass(slots=True)
+class Watch:
+    """Owned by the supervisor's thread. The `…_at` are moments of the monotonic clock, `NEVER` when nothing is due."""
+
+    id: SandboxId
+    name: str
+    policy: Policy
+    state: State = State.ENDED
+    why: str = ""
+    life: Life | None = None
+    noticed_at: float = 0.0
+    hanging: tuple[int, str] | None = None
+    refusals: int = 0
+    probe_at: float = NEVER
+    checkpoint_at: float = NEVER
+    recover_at: float = NEVER
+    has_waited: bool = False
+    has_first: bool = False
+    is_busy: bool = False
+
+    def next_due(self) -> float:
+        """When something is to be begun; a job under way comes first, but for a recovery nothing else is waited for."""
+        if self.state is State.RECOVERING:
+            return self.recover_at
+        if self.state is not State.WATCHING or self.is_busy:
+            return NEVER
+        return min(self.probe_at, self.checkpoint_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """One life of a sandbox: its keeper, a pidfd of it, and where it has a memory limit, word of want of memory."""
+
+    keeper: int
+    pidfd: int
+    oom: OomEvents | None
+    oom_kills: int = field(default=0, compare=False)
+
+    def close(self) -> None:
+        os.close(self.pidfd)
+        if self.oom is not None:
+            self.oom.close()
+
+
+def open_life(context: Context, record: Record) -> Life | None:
+    """Begin to watch the life that a record names; None if it is over."""
+    try:
+        pidfd = os.pidfd_open(record.keeper_pid) if record.keeper_pid else -1
+    except ProcessLookupError:
+        return None
+    if pidfd < 0 or record.boot_id != context.boot_id or start_time(record.keeper_pid) != record.keeper_started:
+        if pidfd >= 0:
+            os.close(pidfd)
+        return None
+    cgroup = context.cgroup(record.id)
+    if record.spec.memory is None:
+        return Life(record.keeper_pid, pidfd, None)
+    try:
+        return Life(record.keeper_pid, pidfd, cgroup.open_oom_events(), cgroup.oom_kills())
+    except (OSError, ThawboxError):  # it died just now, which the pidfd tells; or the host counts no memory
+        return Life(record.keeper_pid, pidfd, None)

@@ -1,0 +1,375 @@
+"""Real deaths under supervision: afterwards it is what the snapshot was made of, and nothing is left over."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from hearing import Heard
+from thawbox.errors import InvalidRequest, LockTimeout
+from thawbox.host.proc import children, command_name
+from thawbox.model import Health, Phase, Restart
+from thawbox.node import Node
+from thawbox.restart_plan import Outcome, Policy
+from thawbox.sandbox import Sandbox, Snapshot
+from thawbox.sandbox.recovering import attempts_of, recoveries_of
+from thawbox.supervisor import Event, State, Supervisor
+from traces import Traces
+
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(120)]
+
+Ask = Callable[..., dict[str, Any]]
+RunWorkload = Callable[..., Sandbox]
+HTTP = Health("http://127.0.0.1:8000/", interval=0.05, timeout=1.0, threshold=2)
+PATIENT = Policy(settled_after=0)
+"""Every death is the first: nothing waits."""
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture
+def supervisor(node: Node, heard: Heard) -> Iterator[Supervisor]:
+    with Supervisor(node.context, tell=heard) as running:
+        yield running
+
+
+@pytest.fixture
+def mortal(workload: RunWorkload) -> Sandbox:
+    return workload("python3", "mortal.py", memory=128 << 20)
+
+
+def tell_to_die(sandbox: Sandbox, word: str) -> None:
+    with sandbox.connect(8000, timeout=60) as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(word.encode())
+        connection.recv(1)  # nothing comes: it dies
+
+
+def main_program(sandbox: Sandbox) -> int:
+    (init,) = children(sandbox.record.keeper_pid)
+    return children(init)[0]
+
+
+def damage(node: Node, snapshot: Snapshot) -> None:
+    """Flip one bit of the memory in a snapshot."""
+    images = node.context.store.layout.images(snapshot.id)
+    pages = max(images.glob("pages-*.img"), key=lambda path: path.stat().st_size)
+    content = bytearray(pages.read_bytes())
+    content[len(content) // 2] ^= 1
+    pages.chmod(0o600)
+    pages.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("death", "cause"),
+    [
+        pytest.param(lambda one: os.kill(main_program(one), signal.SIGKILL), "killed by SIGKILL", id="SIGKILL"),
+        pytest.param(lambda one: tell_to_die(one, "segv"), "killed by SIGSEGV", id="SIGSEGV"),
+        pytest.param(lambda one: tell_to_die(one, "eat"), "out of memory", id="out of memory"),
+        pytest.param(lambda one: tell_to_die(one, "fail"), "exited with 1", id="MemoryError"),
+        pytest.param(
+            lambda one: os.kill(one.record.keeper_pid, signal.SIGKILL), "killed from outside", id="its pid 1 killed"
+        ),
+    ],
+)
+def test_what_died_goes_on_as_its_last_snapshot(
+    node: Node, mortal: Sandbox, ask: Ask, supervisor: Supervisor, heard: Heard,
+    death: Callable[[Sandbox], None], cause: str,
+) -> None:  # fmt: skip
+    ask(mortal, "grow")
+    supervisor.supervise(mortal, PATIENT)
+    heard.until("supervise.watching")
+    before, kept = mortal.record, ask(mortal)
+    death(mortal)
+    assert cause in str(heard.until("recover.complete").details["cause"])
+    after = mortal.record
+    assert ask(mortal) == kept
+    assert after.phase is Phase.RUNNING
+    assert (after.id, after.name, after.hostname, after.machine_id, after.spec) == (
+        before.id, before.name, before.hostname, before.machine_id, before.spec
+    )  # fmt: skip
+    assert mortal.stats().memory_limit == 128 << 20
+    (recovery,) = recoveries_of(node.context, mortal.id)
+    assert cause in str(recovery["cause"])
+    assert recovery["snapshot"] == after.parent_snapshot
+
+
+def test_what_was_not_in_the_snapshot_is_gone_and_what_was_lost_is_told(
+    node: Node, mortal: Sandbox, ask: Ask, supervisor: Supervisor, heard: Heard
+) -> None:
+    kept = ask(mortal, "grow")
+    supervisor.supervise(mortal, PATIENT)
+    heard.until("supervise.watching")
+    assert ask(mortal, "grow")["file"] != kept["file"]
+    tell_to_die(mortal, "segv")
+    told = heard.until("recover.complete").details
+    assert ask(mortal) == kept
+    assert isinstance(told["lost_s"], float)
+    assert told["lost_s"] > 0
+
+
+def test_a_deadlock_is_noticed_by_its_health_probe_and_ended(
+    mortal: Sandbox, ask: Ask, supervisor: Supervisor, heard: Heard
+) -> None:
+    supervisor.supervise(mortal, Policy(health=HTTP, settled_after=0))
+    heard.until("supervise.watching")
+    kept = ask(mortal, "hang")
+    assert "it hung" in str(heard.until("recover.complete").details["cause"])
+    assert ask(mortal) == kept
+
+
+def test_a_command_that_never_ends_is_an_unhealthy_answer(
+    mortal: Sandbox, supervisor: Supervisor, heard: Heard
+) -> None:
+    health = Health("cmd:test -e /healthy || sleep 1000", interval=0.05, timeout=0.5, threshold=2)
+    assert mortal.run("touch", "/healthy").outcome.exit_status == 0  # type: ignore[union-attr]
+    supervisor.supervise(mortal, Policy(health=health, settled_after=0))
+    heard.until("supervise.watching")
+    mortal.run("rm", "/healthy")
+    heard.until("recover.complete")
+    assert mortal.run("test", "-e", "/healthy").outcome.exit_status == 0  # type: ignore[union-attr]
+
+
+def test_a_damaged_snapshot_gives_way_to_the_one_before_it(
+    node: Node, mortal: Sandbox, ask: Ask, supervisor: Supervisor, heard: Heard
+) -> None:
+    kept = ask(mortal)
+    older = mortal.checkpoint()
+    ask(mortal, "grow")
+    damage(node, mortal.checkpoint())
+    supervisor.supervise(mortal, PATIENT)
+    heard.until("supervise.watching")
+    os.kill(main_program(mortal), signal.SIGKILL)
+    assert heard.until("recover.failed").details["outcome"] == Outcome.REFUSED.value
+    assert heard.until("recover.complete").details["snapshot"] == older.id
+    assert ask(mortal) == kept
+
+
+def test_a_snapshot_of_a_deadlock_gives_way_to_the_one_before_it(
+    node: Node, mortal: Sandbox, ask: Ask, supervisor: Supervisor, heard: Heard
+) -> None:
+    healthy = mortal.checkpoint()
+    kept = ask(mortal, "hang")
+    mortal.checkpoint()
+    supervisor.supervise(mortal, Policy(health=HTTP, healthy_within=0.5, settled_after=0))
+    assert heard.until("recover.failed").details["outcome"] == Outcome.UNHEALTHY.value
+    assert heard.until("recover.complete").details["snapshot"] == healthy.id
+    assert ask(mortal) == kept
+    assert [one.outcome for one in attempts_of(node.context, mortal.id)] == [Outcome.UNHEALTHY, Outcome.RECOVERED]
+
+
+def kill_the_next_criu() -> threading.Thread:
+    """Kills, as soon as there is one, a criu that this process started."""
+
+    def hunt() -> None:
+        while True:
+            for child in children(os.getpid()):
+                for pid in (child, *children(child)):
+                    if command_name(pid) == "criu":
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGKILL)
+                            return
+
+    hunter = threading.Thread(target=hunt)
+    hunter.start()
+    return hunter
+
+
+def test_a_criu_killed_in_the_restore_is_followed_by_another_try(
+    node: Node, mortal: Sandbox, ask: Ask, traces: Callable[[], Traces]
+) -> None:
+    heard = Heard()
+    hunters: list[threading.Thread] = []
+
+    def tell(event: Event) -> None:
+        if event.what == "recover.started" and not hunters:
+            hunters.append(kill_the_next_criu())
+        heard(event)
+
+    with Supervisor(node.context, tell=tell) as supervisor:
+        kept = ask(mortal, "grow")
+        supervisor.supervise(mortal, PATIENT)
+        heard.until("supervise.watching")
+        before = traces()
+        os.kill(main_program(mortal), signal.SIGKILL)
+        assert heard.until("recover.failed").details["outcome"] == Outcome.FAILED.value
+        heard.until("recover.complete")
+        assert ask(mortal) == kept
+        hunters[0].join()
+        assert len(traces().cgroups) == len(before.cgroups)
+        assert traces().mounts == before.mounts
+
+
+def test_when_no_snapshot_can_be_restored_it_gives_up_and_says_so(
+    open_node: Callable[..., Node], node: Node, mortal: Sandbox, supervisor: Supervisor, heard: Heard
+) -> None:
+    supervisor.supervise(mortal, PATIENT)
+    heard.until("supervise.watching")
+    for snapshot in node.snapshots():
+        damage(node, snapshot)
+    os.kill(main_program(mortal), signal.SIGKILL)
+    heard.until("recover.gave_up")
+    (status,) = supervisor.statuses()
+    assert status.state is State.GAVE_UP
+    assert "killed by SIGKILL; none of its 1 snapshots could be brought to life" in status.why
+    assert mortal.state is Phase.EXITED
+
+
+def test_a_crash_loop_waits_and_ends(mortal: Sandbox, supervisor: Supervisor, heard: Heard) -> None:
+    supervisor.supervise(mortal, Policy(attempts=3, tries_per_snapshot=9, backoff=0.01))
+    heard.until("supervise.watching")
+    for _ in range(3):
+        os.kill(main_program(mortal), signal.SIGKILL)
+        heard.until("supervise.watching")
+    os.kill(main_program(mortal), signal.SIGKILL)
+    heard.until("recover.gave_up")
+    assert [event.details["seconds"] for event in heard.all if event.what == "recover.waits"] == [0.01, 0.02]
+
+
+def test_a_stop_is_no_death_and_a_restore_is_watched_again(
+    mortal: Sandbox, ask: Ask, supervisor: Supervisor, heard: Heard
+) -> None:
+    kept = ask(mortal)
+    supervisor.supervise(mortal, Policy(restart=Restart.ALWAYS, settled_after=0))
+    heard.until("supervise.watching")
+    mortal.stop(timeout=0)
+    heard.until("supervise.ended")
+    assert mortal.state is Phase.EXITED
+    snapshot = mortal.record.parent_snapshot
+    assert snapshot is not None
+    Snapshot(supervisor._context, snapshot).restore()
+    supervisor.refresh()
+    heard.until("supervise.watching")
+    os.kill(main_program(mortal), signal.SIGKILL)
+    heard.until("recover.complete")
+    assert ask(mortal) == kept
+
+
+@pytest.mark.parametrize("restart", [Restart.ON_FAILURE, Restart.ALWAYS])
+def test_exit_status_0_is_answered_only_by_always(
+    mortal: Sandbox, supervisor: Supervisor, heard: Heard, restart: Restart
+) -> None:
+    supervisor.supervise(mortal, Policy(restart=restart, settled_after=0))
+    heard.until("supervise.watching")
+    tell_to_die(mortal, "exit")
+    heard.until("recover.complete" if restart is Restart.ALWAYS else "supervise.ended")
+    assert mortal.state is (Phase.RUNNING if restart is Restart.ALWAYS else Phase.EXITED)
+
+
+def test_periodic_checkpoints_are_what_a_recovery_goes_back_to_and_old_ones_go(
+    node: Node, mortal: Sandbox, ask: Ask, supervisor: Supervisor, heard: Heard
+) -> None:
+    supervisor.supervise(mortal, Policy(checkpoint_every=0.05, keep=2, settled_after=0))
+    first = node.snapshots()[0].id
+    for _ in range(12):
+        kept = ask(mortal, "grow")
+        while heard.until("checkpoint.complete").details["skipped"]:
+            pass
+        while not heard.until("checkpoint.complete").details["skipped"]:
+            pass
+    os.kill(main_program(mortal), signal.SIGKILL)
+    heard.until("recover.complete")
+    assert ask(mortal) == kept
+    left = [snapshot.id for snapshot in node.snapshots()]
+    assert first not in left
+    assert len(left) <= 2 + node.context.settings.max_chain_length
+
+
+def test_supervision_goes_on_with_the_next_supervisor(
+    node: Node, mortal: Sandbox, ask: Ask, traces: Callable[[], Traces]
+) -> None:
+    before = traces()
+    first, second = Heard(), Heard()
+    with Supervisor(node.context, tell=first) as supervisor:
+        supervisor.supervise(mortal, PATIENT)
+        kept = ask(mortal)
+    assert traces().threads == before.threads
+    assert traces().descriptors == before.descriptors
+    os.kill(main_program(mortal), signal.SIGKILL)
+    with Supervisor(node.context, tell=second):
+        second.until("recover.complete")
+        assert ask(mortal) == kept
+
+
+def test_a_sandbox_whose_spec_asks_for_it_is_supervised_by_itself(
+    workload: RunWorkload, ask: Ask, supervisor: Supervisor, heard: Heard
+) -> None:
+    sandbox = workload("python3", "mortal.py", restart=Restart.ALWAYS)
+    kept = ask(sandbox)
+    supervisor.refresh()
+    assert heard.until("checkpoint.complete").details["why"] == "first"
+    os.kill(main_program(sandbox), signal.SIGKILL)
+    heard.until("recover.complete")
+    assert ask(sandbox) == kept
+
+
+def test_several_that_die_together_all_come_back(
+    workload: RunWorkload, ask: Ask, supervisor: Supervisor, heard: Heard
+) -> None:
+    sandboxes = [workload("python3", "mortal.py") for _ in range(4)]
+    kept = [ask(one) for one in sandboxes]
+    for one in sandboxes:
+        supervisor.supervise(one, PATIENT)
+    for pid in [main_program(one) for one in sandboxes]:
+        os.kill(pid, signal.SIGKILL)
+    for _ in sandboxes:
+        heard.until("recover.complete")
+    assert [ask(one) for one in sandboxes] == kept
+
+
+def test_what_is_forgotten_or_removed_is_not_brought_back(
+    mortal: Sandbox, workload: RunWorkload, supervisor: Supervisor, heard: Heard
+) -> None:
+    other = workload("python3", "mortal.py")
+    for sandbox in (mortal, other):
+        supervisor.supervise(sandbox, PATIENT)
+        heard.until("supervise.watching")
+    supervisor.forget(mortal)
+    os.kill(main_program(mortal), signal.SIGKILL)
+    other.remove(force=True)
+    supervisor.refresh()
+    assert supervisor.statuses() == []
+    assert mortal.state is Phase.EXITED
+    assert "recover.started" not in heard.kinds()
+
+
+def test_a_frozen_sandbox_is_not_taken_for_a_hanging_one(
+    mortal: Sandbox, ask: Ask, supervisor: Supervisor, heard: Heard
+) -> None:
+    supervisor.supervise(mortal, Policy(health=Health(HTTP.probe, interval=0.02, timeout=0.05, threshold=1)))
+    heard.until("supervise.watching")
+    kept = ask(mortal)
+    mortal.freeze()
+    supervisor.refresh()
+    mortal.thaw()
+    assert ask(mortal) == kept
+    assert "recover.started" not in heard.kinds()
+
+
+def test_before_a_drain_everything_is_checkpointed(
+    node: Node, mortal: Sandbox, ask: Ask, supervisor: Supervisor, heard: Heard
+) -> None:
+    supervisor.supervise(mortal, PATIENT)
+    kept = ask(mortal, "grow")
+    assert supervisor.checkpoint_all() == {}
+    os.kill(main_program(mortal), signal.SIGKILL)
+    heard.until("recover.complete")
+    assert ask(mortal) == kept
+
+
+def test_a_node_has_one_supervisor_at_a_time(node: Node, supervisor: Supervisor) -> None:
+    with pytest.raises(LockTimeout, match="supervision"):
+        Supervisor(node.context).start()
+
+
+def test_a_sandbox_that_asks_for_nothing_needs_a_policy(mortal: Sandbox, supervisor: Supervisor) -> None:
+    with pytest.raises(InvalidRequest, match="asks for no supervision"):
+        supervisor.supervise(mortal)
