@@ -142,7 +142,7 @@ def check_spec(spec: Spec) -> Spec:
 
     Checks what needs no I/O; whether a mount source or rootfs exists is checked where it is opened.
     """
-    if not spec.command or not spec.command[0]:
+    if (not spec.command and spec.rootfs == "SYSTEM") or (spec.command and not spec.command[0]):
         raise InvalidSpec("the spec names no command", remediation="give the program after `--`")
     if spec.name:
         checked_name(spec.name, "sandbox name")

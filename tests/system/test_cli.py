@@ -255,7 +255,7 @@ def test_a_damaged_snapshot_is_named_and_never_restored(cli: Cli, home: Path) ->
 def test_bad_input_is_a_clear_error_and_leaves_nothing(
     cli: Cli, traces: Callable[[], Traces], words: tuple[str, ...], status: int, code: str
 ) -> None:
-    cli("ps")  # a node that was opened once
+    cli("run", "--user", "nobody-at-all", "--", "true")  # a node that was used, with its directories
     before = traces()
     own = words.index("--") if "--" in words else len(words)
     told = cli(*words[:own], "--json", *words[own:])

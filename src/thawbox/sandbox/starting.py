@@ -18,7 +18,7 @@ from thawbox.sandbox.identity import new_identity
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.readiness import wait_ready
 from thawbox.sandbox.restoring import add_record
-from thawbox.sandbox.shells import generation_directory, raise_shell, remove_remains
+from thawbox.sandbox.shells import raise_shell, remove_remains
 from thawbox.sandbox.uppers import overlay_name
 
 
@@ -34,6 +34,8 @@ def start(context: Context, spec: Spec) -> tuple[Record, float]:
             raise InvalidSpec(f"the mount source {mount.source} does not exist", remediation="give an existing path")
     rootfs = resolve(spec.rootfs, context.rootfs_cache)
     command = spec.command or (*rootfs.defaults.entrypoint, *rootfs.defaults.command)
+    if not command:
+        raise InvalidSpec(f"neither spec nor {spec.rootfs} names a command", remediation="give the program after `--`")
     identity = new_identity(spec.name)
     record = Record(
         id=identity.id, name=identity.name,
@@ -44,6 +46,7 @@ def start(context: Context, spec: Spec) -> tuple[Record, float]:
     )  # fmt: skip
     with context.exclusive(record.id), ExitStack() as undo:
         undo.callback(context.remove_locks, record.id)
+        undo.callback(remove_tree, context.directory(record.id))
         record = add_record(context, record)
         undo.callback(context.journal.remove, record.id)
         shell = raise_shell(context, record, rootfs, start_init=True)
@@ -51,17 +54,12 @@ def start(context: Context, spec: Spec) -> tuple[Record, float]:
             record, keeper_pid=shell.keeper, keeper_started=shell.started,
             phase=next_phase(record.phase, Verb.STARTED, who=record.name),
         )  # fmt: skip
-        undo.callback(_take_down, context, record)
+        undo.callback(remove_remains, context, record)
         context.journal.update(record)
         create_ms = (time.perf_counter() - begun) * 1000
         wait_ready(context, record)
         undo.pop_all()
     return record, create_ms
-
-
-def _take_down(context: Context, record: Record) -> None:
-    remove_remains(context, record)
-    remove_tree(generation_directory(context, record))
 
 
 def _with_ports(published: tuple[Publish, ...]) -> tuple[Publish, ...]:
