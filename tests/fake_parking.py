@@ -84,6 +84,9 @@ class FakeParking:
                 raise SandboxNotFound(f"there is no sandbox {parked.id}")
             self.records[parked.id] = replace(self.records[parked.id], lease_until=until)
 
+    def is_removed(self, parked: Parked) -> bool:
+        return parked.id not in self.records
+
     def destroy(self, parked: Parked) -> None:
         self.forget(parked)
         with self._lock:
@@ -95,6 +98,9 @@ class FakeParking:
             if parked.death is not None:
                 parked.death.close()
             self._deaths.pop(parked.id, None)
+
+    def close(self) -> None:
+        """Nothing of the fake outlives its clones."""
 
     def kill(self, clone: SandboxId) -> None:
         """What a SIGKILL does to a clone."""

@@ -148,9 +148,12 @@ class Node:
         """Tell the node of a new pool; it is filled once it is opened. Raises InvalidRequest, NotFound."""
         return kept.create_pool(self.context, spec)
 
-    def open_pool(self, name: str) -> Pool:
-        """Keep a pool filled from now on, in this process; the caller closes or drains it. Raises Unavailable."""
-        return kept.open_pool(self.context, name)
+    def open_pool(self, name: str, *, share_memory: bool = True) -> Pool:
+        """Keep a pool filled from now on, in this process; the caller closes or drains it. Raises Unavailable.
+
+        `share_memory` loads the golden snapshot once, for its clones to share: not worth it for a single acquire.
+        """
+        return kept.open_pool(self.context, name, share_memory=share_memory)
 
     def pool(self, name: str) -> PoolSpec:
         """What was said of this pool when it was made; raises NotFound."""

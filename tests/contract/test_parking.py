@@ -72,6 +72,7 @@ def parked(trial: Trial) -> Iterator[Parked]:
 def test_a_parked_clone_says_what_it_was_made_of_and_is_unharmed(trial: Trial, parked: Parked) -> None:
     assert parked.digest == trial.parking.digest()
     assert trial.parking.is_unharmed(parked)
+    assert not trial.parking.is_removed(parked)
     assert trial.owned() == {parked.id}
 
 
@@ -102,6 +103,7 @@ def test_destroying_leaves_nothing_and_may_be_done_twice(trial: Trial, parked: P
     trial.parking.destroy(parked)
     trial.parking.destroy(parked)
     assert trial.owned() == set()
+    assert trial.parking.is_removed(parked)
     assert parked.death is not None
     assert parked.death.closed
 

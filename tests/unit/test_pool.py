@@ -146,6 +146,14 @@ def test_a_dead_clone_is_never_handed_over(open_pool: OpenPool, parking: FakePar
         assert sandbox.id not in {SandboxId("sb-000000000001"), SandboxId("sb-000000000002")}
 
 
+def test_a_leased_sandbox_that_its_caller_removed_ends_the_lease(open_pool: OpenPool, parking: FakeParking) -> None:
+    pool = open_pool(0, 0, 1, inspect_every=0.01)
+    lease = pool.acquire(timeout=SOON)
+    del parking.records[lease.sandbox.id]
+    with pool.acquire(timeout=SOON) as sandbox:
+        assert sandbox.id != lease.sandbox.id
+
+
 def test_restores_that_fail_are_tried_again_and_the_caller_learns_why(
     open_pool: OpenPool, parking: FakeParking
 ) -> None:

@@ -101,5 +101,5 @@ def leased(pool: Pool, lease: Lease, begun: float) -> dict[str, object]:
 
 def describe(spec: PoolSpec, pool: Pool | None) -> dict[str, object]:
     """A pool as it is said to be, and, where it is open, as it is."""
-    now = asdict(pool.statistics()) if pool is not None else dict.fromkeys(_CLOSED, 0)
+    now: dict[str, object] = asdict(pool.statistics()) if pool is not None else dict.fromkeys(_CLOSED, 0)
     return {**asdict(spec), "open": pool is not None, **now}

@@ -38,7 +38,7 @@ def _span(_: click.Context, __: click.Parameter, value: str | None) -> float | N
 @contextlib.contextmanager
 def _embedded(name: str) -> Generator[Pool]:
     """The pool, kept by this command; what is parked stays when it ends."""
-    with opened() as node, node.open_pool(name) as pool:
+    with opened() as node, node.open_pool(name, share_memory=False) as pool:
         yield pool
 
 
@@ -223,7 +223,7 @@ def drain_command(name: str, timeout: float | None, as_json: bool) -> None:
             service.ask("POST", "pools", name, "drain", body={"timeout": timeout})
         else:
             with opened() as node:
-                node.open_pool(name).drain(timeout=timeout)
+                node.open_pool(name, share_memory=False).drain(timeout=timeout)
                 node.mark_drained(name)
     _tell_name(name, as_json=as_json)
 

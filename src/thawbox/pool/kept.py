@@ -38,8 +38,11 @@ def all_pools(context: Context) -> list[PoolSpec]:
     return [msgspec.json.decode(content, type=PoolSpec) for content in context.journal.entries(_KIND).values()]
 
 
-def open_pool(context: Context, name: str) -> Pool:
+def open_pool(context: Context, name: str, *, share_memory: bool = True) -> Pool:
     """Take up what is parked and leased, and begin to fill the pool; the caller closes or drains it.
+
+    With `share_memory` the golden snapshot's memory is loaded once and shared by clones, copy on write, where the
+    engine can: worth it for a pool that is kept, not for one acquire.
 
     Raises NotFound, and Unavailable when it was drained or while another process keeps it.
     """
@@ -49,9 +52,10 @@ def open_pool(context: Context, name: str) -> Pool:
     with ExitStack() as undo:
         _claim(context, name, undo)
         claim = undo.pop_all()
+    parking = CloneParking(context, name, spec.template, clones=spec.limit if share_memory else 0)
     pool = Pool(
-        name, CloneParking(context, name, spec.template), spec.marks, lease_ttl=spec.lease_ttl,
-        parallel=spec.parallel, now=context.now, on_close=claim.close,
+        name, parking, spec.marks, lease_ttl=spec.lease_ttl, parallel=spec.parallel, now=context.now,
+        on_close=claim.close,
     )  # fmt: skip
     with ExitStack() as undo:
         undo.callback(pool.close)

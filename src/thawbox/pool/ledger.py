@@ -230,6 +230,15 @@ class Ledger:
             self.totals = replace(self.totals, died=self.totals.died + 1)
             self._end(clone)
 
+    def removed(self, clone: Parked) -> None:
+        """A leased clone was removed by whoever had it: its lease is over."""
+        for lease, held in self._leases.items():
+            if held.clone.id == clone.id and held.until != _ENDLESS:
+                del self._leases[lease]
+                self.totals = replace(self.totals, released=self.totals.released + 1)
+                self._end(held.clone)
+                return
+
     def ended(self, clone: Parked) -> None:
         """A clone is destroyed."""
         del self._ending[clone.id]

@@ -203,6 +203,7 @@ class Pool:
             self._lock.notify_all()
         for clone in clones:
             self._parking.forget(clone)
+        self._parking.close()
         with self._lock:
             os.close(self._bell)
             self._bell = -1
@@ -271,11 +272,12 @@ class Pool:
                     work = self._ledger.work(now=now)
                     pause = self._ledger.pause(now=now, wall=wall)
                     parked = self._ledger.parked()
+                    is_owner = bool(parked or self._ledger.leased())
                     self._lock.notify_all()
                 self._begin(work)
-                inspect_in = max(0.0, inspected + self._inspect_every - self._clock()) if parked else pause
+                inspect_in = max(0.0, inspected + self._inspect_every - self._clock()) if is_owner else pause
                 self._watch(parked, min(pause, inspect_in))
-                if parked and self._clock() >= inspected + self._inspect_every:
+                if is_owner and self._clock() >= inspected + self._inspect_every:
                     self._inspect()
                     inspected = self._clock()
         except Exception as error:  # noqa: BLE001 - raised by whoever calls the pool next
@@ -308,11 +310,15 @@ class Pool:
 
     def _inspect(self) -> None:
         with self._lock:
-            parked = self._ledger.parked()
+            parked, leased = self._ledger.parked(), self._ledger.leased()
         for clone in parked:
             if not self._parking.is_unharmed(clone):
                 with self._lock:
                     self._ledger.died(clone)  # or was acquired meanwhile: then nothing happens
+        for clone in leased:
+            if self._parking.is_removed(clone):
+                with self._lock:
+                    self._ledger.removed(clone)
 
     def _digest(self) -> SnapshotId | None:
         try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import threading
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -22,12 +23,13 @@ from thawbox.host.files import locked
 from thawbox.lifecycle import ALIVE, Verb, next_phase
 from thawbox.model import Phase, SandboxId, SnapshotId
 from thawbox.sandbox.context import Context
-from thawbox.sandbox.handle import Sandbox
+from thawbox.sandbox.handle import Sandbox, Snapshot
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.observe import is_alive
 from thawbox.sandbox.readiness import wait_ready
 from thawbox.sandbox.restoring import clone
 from thawbox.sandbox.templates import find_template
+from thawbox.sandbox.warming import warm_for
 
 _SIGKILL_PENDING = 1 << 8
 """Bit of signal 9 in the masks of /proc/PID/status (proc(5))."""
@@ -101,6 +103,10 @@ class Parking(Protocol):
         """Record a later end of the lease; raises SandboxNotFound when the sandbox was removed."""
         ...
 
+    def is_removed(self, parked: Parked) -> bool:
+        """Whether somebody removed the clone, files and all."""
+        ...
+
     def destroy(self, parked: Parked) -> None:
         """Kill and remove the clone, whatever became of it; once more does nothing."""
         ...
@@ -109,14 +115,24 @@ class Parking(Protocol):
         """Watch the clone no more; it stays as it is, for the next life of the node."""
         ...
 
+    def close(self) -> None:
+        """Give up what makes parking faster; nothing happens to any clone."""
+        ...
 
-@dataclass(frozen=True)
+
 class CloneParking:
-    """The clones of one pool, made from one template. Keeps no state: the journal and the kernel do."""
+    """The clones of one pool, made from one template; of them only the journal and the kernel know.
 
-    context: Context
-    pool: str
-    template: str
+    The golden snapshot's memory is held ready for `clones` clones to share, where that many are worth it.
+    """
+
+    def __init__(self, context: Context, pool: str, template: str, *, clones: int = 0) -> None:
+        self.context = context
+        self.pool = pool
+        self.template = template
+        self._clones = clones
+        self._warm: SnapshotId | None = None
+        self._warming = threading.Lock()
 
     @property
     def owner(self) -> str:
@@ -126,6 +142,7 @@ class CloneParking:
         return find_template(self.context, self.template).snapshot
 
     def park(self, digest: SnapshotId) -> Parked:
+        self._keep_warm(digest)
         name = f"{self.pool[:50].rstrip('-_.')}-{secrets.token_hex(3)}"
         record, _ = clone(self.context, digest, name=name, owner=self.owner)
         return self._frozen(record)
@@ -177,6 +194,13 @@ class CloneParking:
         with self.context.exclusive(parked.id):
             self.context.journal.update(replace(self.context.journal.find(parked.id), lease_until=until))
 
+    def is_removed(self, parked: Parked) -> bool:
+        try:
+            self.context.journal.find(parked.id)
+        except SandboxNotFound:
+            return True
+        return False
+
     def destroy(self, parked: Parked) -> None:
         self.forget(parked)
         with contextlib.suppress(SandboxNotFound):
@@ -185,6 +209,24 @@ class CloneParking:
     def forget(self, parked: Parked) -> None:
         if parked.death is not None:
             parked.death.close()
+
+    def close(self) -> None:
+        with self._warming:
+            self._cool()
+
+    def _keep_warm(self, digest: SnapshotId) -> None:
+        """Hold this snapshot's memory ready, and that of the one before it no longer."""
+        with self._warming:
+            if self._warm == digest:
+                return
+            self._cool()
+            warm_for(self.context, digest, self._clones)
+            self._warm = digest
+
+    def _cool(self) -> None:
+        if self._warm is not None:
+            Snapshot(self.context, self._warm).cool()
+            self._warm = None
 
     def _frozen(self, record: Record) -> Parked:
         with self._destroyed_on_failure(Parked(record)):
