@@ -190,12 +190,15 @@ class Cgroup:
             return self._stats()
 
     def oom_kills(self) -> int:
-        """How many processes of the sandbox the kernel killed for want of memory so far."""
+        """How many processes of the sandbox the kernel killed for want of memory so far; 0 once its group is gone."""
         seat = self.layout.seat("memory")
         if seat is None:
             return 0
         name = "memory.oom_control" if seat.version == 1 else "memory.events"
-        return _keyed(self._group(seat) / name).get("oom_kill", 0)
+        try:
+            return _keyed(self._group(seat) / name).get("oom_kill", 0)
+        except FileNotFoundError:
+            return 0
 
     def open_oom_events(self) -> OomEvents:
         """A descriptor to wait on for want of memory; raises Unsupported without a memory controller.
