@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -44,7 +43,7 @@ def home(tmp_path: Path, rootfs_cache: Path) -> Path:
     """A fresh THAWBOX_HOME with nothing in it but the prepared rootfs."""
     fresh = tmp_path / "home"
     fresh.mkdir(mode=0o700)
-    subprocess.run(["cp", "-a", rootfs_cache, fresh / "rootfs"], check=True)
+    (fresh / "rootfs").symlink_to(rootfs_cache)
     return fresh
 
 
