@@ -15,14 +15,23 @@ if bash == 0:
     os.execvp("bash", ["bash", "--norc", "--noprofile", "-i"])
 
 
+def is_waiting() -> bool:
+    """Whether bash sleeps with no signal blocked: while it moves its terminal between jobs it blocks some."""
+    with open(f"/proc/{bash}/status") as file:
+        status = dict(line.rstrip().split(":\t", 1) for line in file)
+    return status["State"].startswith("S") and int(status["SigBlk"], 16) == 0
+
+
 def ask(line: str) -> str:
     """What bash prints for a command, between two words that the echo of the command does not hold."""
     first, last = secrets.token_hex(8), secrets.token_hex(8)
     quoted = [f"{word[:8]}''{word[8:]}" for word in (first, last)]
     os.write(terminal, f"echo {quoted[0]}; {line}; echo {quoted[1]}\n".encode())
     seen = b""
-    while last.encode() not in seen:
+    while b"# " not in seen.partition(last.encode())[2]:  # its next prompt
         seen += os.read(terminal, 65536)
+    while not is_waiting():
+        time.sleep(0.001)
     return seen.decode().partition(first)[2].partition(last)[0].strip()
 
 
