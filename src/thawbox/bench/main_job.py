@@ -54,23 +54,28 @@ while True: time.sleep(3600)
 
 
 class MainJob:
-    """The sandboxes and the peer that the scenarios work on; a context manager that leaves nothing behind."""
+    """The sandboxes and the peer that the scenarios work on; a context manager that leaves nothing behind.
 
-    def __init__(self, node: Node, scratch: Path) -> None:
+    The rows are named for the usual size: other values of `mib` and `clones` are for a quick look alone.
+    """
+
+    def __init__(self, node: Node, scratch: Path, *, mib: int = MIB, clones: int = CLONES) -> None:
         engine = node.context.engine
         if not isinstance(engine, CriuEngine):
             raise Unsupported("the benchmark compares with bare criu, and this node's engine is another")
         self._node = node
         self._scratch = scratch
+        self._count = clones
         self._bare = BareCriu(engine.program, scratch)
         self._bare_context = replace(node.context, make_engine=lambda: self._bare)
         with ExitStack() as undo:
-            self._running = undo.enter_context(node.run(Spec(agent.command(MIB))))
-            self._away = undo.enter_context(node.run(Spec(agent.command(MIB))))
+            undo.callback(lambda: node.context.store.remove(self._snapshot.id))
+            self._running = undo.enter_context(node.run(Spec(agent.command(mib))))
+            self._away = undo.enter_context(node.run(Spec(agent.command(mib))))
             self._original = agent.ask(self._away.record.keeper_pid, whole=True)
             self._running_original = agent.ask(self._running.record.keeper_pid, whole=True)
             self._snapshot = self._away.checkpoint(stop=True)
-            self._plain = undo.enter_context(PlainProcess(engine.program, scratch, mib=MIB))
+            self._plain = undo.enter_context(PlainProcess(engine.program, scratch, mib=mib))
             self._undo = undo.pop_all()
 
     def __enter__(self) -> Self:
@@ -207,7 +212,7 @@ class MainJob:
 
     def _clones_timed(self, row: str, *, eager: bool) -> Timed:
         begun = time.perf_counter()
-        clones = self._snapshot.clones(CLONES, eager=eager)
+        clones = self._snapshot.clones(self._count, eager=eager)
         try:
             keepers = [clone.record.keeper_pid for clone in clones]
             for keeper in keepers:
