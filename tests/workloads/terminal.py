@@ -18,7 +18,7 @@ if bash == 0:
 def is_waiting() -> bool:
     """Whether bash sleeps with no signal blocked: while it moves its terminal between jobs it blocks some."""
     with open(f"/proc/{bash}/status") as file:
-        status = dict(line.rstrip().split(":\t", 1) for line in file)
+        status = {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
     return status["State"].startswith("S") and int(status["SigBlk"], 16) == 0
 
 
