@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import stat
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from cli_process import Cli
 from thawbox.host.init_client import Completed
 from thawbox.node import Node
+from thawbox.sandbox import Sandbox
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(300)]
 
@@ -146,6 +149,31 @@ def test_leases_and_parked_clones_outlive_the_service(
     assert cli("pool", "release", held["lease"]).status == 0
     assert cli("pool", "drain", "p", "--timeout", "0").status == 0
     assert not node.sandboxes()
+
+
+def test_the_service_brings_supervised_sandboxes_back(cli: Cli, serving: Serving, node: Node, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text('{"restart": "on-failure"}')
+    cli(
+        "run", "--name", "kept", "--spec", str(spec), "--ready", "tcp:8000", "--mount", f"{WORKLOADS}:/workloads:ro",
+        "--", "python3", "-B", "/workloads/tiny.py",
+    )  # fmt: skip
+    sandbox = node.sandbox("kept")
+    nonce = ask(sandbox)
+    sandbox.checkpoint()
+    serving.start()
+    before = sandbox.record
+    os.kill(before.keeper_pid, signal.SIGKILL)
+    while sandbox.record.keeper_pid in {0, before.keeper_pid}:
+        time.sleep(0.05)  # another process brings it back, and tells nobody
+    assert ask(sandbox) == nonce
+
+
+def ask(sandbox: Sandbox) -> str:
+    """The nonce in the program's memory."""
+    while True:
+        with contextlib.suppress(OSError), sandbox.connect(8000) as connection:
+            return connection.recv(4096).decode().split()[0]
 
 
 def test_a_template_is_listed_shown_and_rebuilt(cli: Cli, serving: Serving) -> None:

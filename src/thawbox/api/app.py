@@ -38,7 +38,8 @@ def create_app(service: Service) -> FastAPI:
         return await to_thread.run_sync(act, limiter=waiting)
 
     @app.get("/healthz")
-    async def health() -> dict[str, str]:
+    def health() -> dict[str, str]:
+        service.check()
         return {"status": "ok"}
 
     @app.get("/v1/pools")

@@ -1,4 +1,4 @@
-"""What `thawbox serve` keeps: every pool of the node, open."""
+"""What `thawbox serve` keeps: every pool of the node, open, and the supervision of its sandboxes."""
 
 from __future__ import annotations
 
@@ -10,32 +10,40 @@ from typing import Self
 from thawbox.errors import NotFound
 from thawbox.node import Node
 from thawbox.pool import Pool, PoolSpec
+from thawbox.supervisor import Supervisor
 
 
 class Service:
-    """The pools of a node, opened at the start of the block and closed, not drained, at its end."""
+    """The pools of a node, opened at the start of the block and closed, not drained, at its end; and its supervisor."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
+        self._undo = ExitStack()
         self._pools: dict[str, Pool] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         with ExitStack() as undo:
-            undo.callback(self.close)
+            self.supervisor = undo.enter_context(Supervisor(self.node.context))
+            undo.callback(self._close_pools)
             for spec in self.node.pools():
                 if not spec.drained:
                     self.open(spec.name)
-            undo.pop_all()
+            self._undo = undo.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self._undo.close()
 
-    def close(self) -> None:
-        """Close every pool; what is parked or leased stays for the next start."""
+    def check(self) -> None:
+        """Raise what ended the tending of a pool or the supervision, if anything did."""
+        for pool in self.pools().values():
+            pool.check()
+        self.supervisor.statuses()
+
+    def _close_pools(self) -> None:
         while self._pools:
             self._pools.popitem()[1].close()
 

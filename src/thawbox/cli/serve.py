@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@click.command("serve", short_help="Keep this node's pools filled.")
+@click.command("serve", short_help="Keep pools filled and sandboxes alive.")
 @json_option
 def serve_command(as_json: bool) -> None:
-    """Keep every pool of this node filled, in the foreground, until SIGTERM or Ctrl-C.
+    """Keep every pool of this node filled and watch over its supervised sandboxes, until SIGTERM or Ctrl-C.
 
     Other commands find it by its socket below THAWBOX_HOME, which only root can open. When it ends, or is killed, what
     is parked and leased stays as it is; the next start takes it up.

@@ -209,6 +209,11 @@ class Pool:
             self._bell = -1
         self._on_close()
 
+    def check(self) -> None:
+        """Raise the error that ended the tending, if one did."""
+        with self._lock:
+            self._raise_failure()
+
     def statistics(self) -> Statistics:
         """What the pool has and did, at this moment."""
         with self._lock:
