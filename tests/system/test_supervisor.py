@@ -283,6 +283,16 @@ def test_periodic_checkpoints_are_what_a_recovery_goes_back_to_and_old_ones_go(
     assert len(left) <= 2 + node.context.settings.max_chain_length
 
 
+def test_a_snapshot_that_a_user_made_is_never_taken_for_one_of_ours(
+    node: Node, mortal: Sandbox, supervisor: Supervisor, heard: Heard
+) -> None:
+    by_hand = mortal.checkpoint()
+    supervisor.supervise(mortal, Policy(checkpoint_every=0.02, keep=1))
+    while not heard.until("checkpoint.complete").details["skipped"]:
+        pass
+    assert dict(by_hand.stored.facts.labels) == {}
+
+
 def test_supervision_goes_on_with_the_next_supervisor(
     node: Node, mortal: Sandbox, ask: Ask, traces: Callable[[], Traces]
 ) -> None:

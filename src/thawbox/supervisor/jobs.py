@@ -199,11 +199,13 @@ def checkpoint(context: Context, sandbox: SandboxId, policy: Policy, tell: Tell,
     if record.phase not in ALIVE:
         return Checkpointed(None, f"{record.name} is {record.phase.value}")
     try:
-        made = Sandbox(context, record).checkpoint(skip_if_clean=True, labels=AUTOMATIC)
+        made = Sandbox(context, record).checkpoint(skip_if_clean=True)
+        was_skipped = made.report is not None and made.report.skipped
+        for key, value in () if was_skipped else AUTOMATIC.items():  # not with the wish: one that is there is not ours
+            context.store.label(made.id, key, value)
     except (ThawboxError, OSError, sqlite3.Error) as error:
         tell(_event(context, record, "checkpoint.failed", why=why, error=str(error)))
         return Checkpointed(None, str(error))
-    was_skipped = made.report is not None and made.report.skipped
     tell(_event(context, record, "checkpoint.complete", why=why, snapshot=made.id, skipped=was_skipped))
     if not was_skipped:
         _remove_outdated(context, sandbox, policy)
