@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from thawbox.config import Settings, load_settings
 from thawbox.engines import Engine
@@ -21,13 +21,15 @@ from thawbox.host.cgroup_layout import Layout, detect_layout
 from thawbox.host.files import private_directory, remove_tree
 from thawbox.host.seccomp import capability_mask, compile_filter
 from thawbox.model import SnapshotId, Spec
-from thawbox.pool import Pool, PoolSpec, kept
 from thawbox.sandbox import Context, Journal, Programs, Sandbox, Snapshot
 from thawbox.sandbox.adoption import Adoption, adopt
 from thawbox.sandbox.handle import wait_for_snapshot
 from thawbox.sandbox.starting import start
 from thawbox.sandbox.templates import Template, all_templates, create_template, find_template, rebuild_template
 from thawbox.store import Store
+
+if TYPE_CHECKING:
+    from thawbox.pool import Pool, PoolSpec
 
 _SOURCE_PROGRAMS = Path(__file__).parents[2] / "native" / "build" / "bin"
 _INSTALLED_PROGRAMS = Path("/usr/local/libexec/thawbox")
@@ -142,10 +144,14 @@ class Node:
 
     def remove_template(self, name: str) -> None:
         """Remove a template and its golden snapshot; raises InvalidRequest while a pool is made from it."""
+        from thawbox.pool import kept
+
         kept.remove_unused_template(self.context, name)
 
     def create_pool(self, spec: PoolSpec) -> PoolSpec:
         """Tell the node of a new pool; it is filled once it is opened. Raises InvalidRequest, NotFound."""
+        from thawbox.pool import kept
+
         return kept.create_pool(self.context, spec)
 
     def open_pool(self, name: str, *, share_memory: bool = True) -> Pool:
@@ -153,22 +159,32 @@ class Node:
 
         `share_memory` loads the golden snapshot once, for its clones to share: not worth it for a single acquire.
         """
+        from thawbox.pool import kept
+
         return kept.open_pool(self.context, name, share_memory=share_memory)
 
     def pool(self, name: str) -> PoolSpec:
         """What was said of this pool when it was made; raises NotFound."""
+        from thawbox.pool import kept
+
         return kept.find_pool(self.context, name)
 
     def mark_drained(self, name: str) -> None:
         """Remember that a pool which was drained is to stay empty."""
+        from thawbox.pool import kept
+
         kept.mark_drained(self.context, name)
 
     def pools(self) -> list[PoolSpec]:
         """Every pool of this node, by name, open or not."""
+        from thawbox.pool import kept
+
         return kept.all_pools(self.context)
 
     def remove_pool(self, name: str, *, force: bool = False) -> None:
         """Destroy and forget a pool that is not open; raises InvalidRequest while it has leases, unless `force`."""
+        from thawbox.pool import kept
+
         kept.remove_pool(self.context, name, force=force)
 
     def tidy(self) -> None:

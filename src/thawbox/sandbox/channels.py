@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import http.client
 import json
 import secrets
 import signal
 import struct
 import time
-import urllib.parse
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, cast
@@ -155,7 +153,10 @@ class HttpChannel:
     def _ask(
         self, method: str, path: str, body: Mapping[str, object] | None, *, timeout: float
     ) -> tuple[int, dict[str, Any]]:
-        port = urllib.parse.urlsplit(self.record.spec.hooks).port or 80
+        import http.client
+        from urllib.parse import urlsplit
+
+        port = urlsplit(self.record.spec.hooks).port or 80
         who = f"{self.record.name}: {method} /internal/{path}"
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
         try:

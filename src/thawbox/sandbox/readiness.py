@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import time
-import urllib.parse
 from collections.abc import Callable
 
 from thawbox.errors import NotFound, StartFailed
@@ -98,7 +96,10 @@ def _tcp_answers(record: Record, port: int) -> bool:
 
 
 def _http_answers(record: Record, url: str) -> bool:
-    parts = urllib.parse.urlsplit(url)
+    import http.client
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
     port = parts.port or 80
     connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", port, timeout=PROBE_TIMEOUT)
     try:
