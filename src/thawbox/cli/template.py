@@ -32,10 +32,13 @@ def _as_object(template: Template) -> dict[str, object]:
         "bytes": template.bytes,
         "created_at": timestamp(template.created_at),
         "rebuilt_at": timestamp(template.rebuilt_at),
+        "exposures": [str(exposure) for exposure in template.exposures],
     }
 
 
 def _tell(template: Template, *, as_json: bool) -> None:
+    for exposure in template.exposures:
+        click.echo(f"thawbox: every clone of {template.name} will hold what looks like a secret: {exposure}", err=True)
     if as_json:
         print_json(_as_object(template))
     else:
@@ -58,7 +61,7 @@ def create_command(
     \b
       thawbox template create web --ready tcp:8000 -- python3 -m http.server
 
-    With --json: {"name", "snapshot", "command", "bytes", "created_at", "rebuilt_at"}.
+    With --json: {"name", "snapshot", "command", "bytes", "created_at", "rebuilt_at", "exposures"}.
     """
     spec = spec_of(options, command, spec_file)
     with opened() as node:
@@ -70,7 +73,8 @@ def create_command(
 def ls_command(as_json: bool) -> None:
     """List every template of this node.
 
-    With --json: {"templates": [{"name", "snapshot", "command", "bytes", "created_at", "rebuilt_at"}]}.
+    With --json: {"templates": [{"name", "snapshot", "command", "bytes", "created_at", "rebuilt_at",
+    "exposures"}]}.
     """
     with opened() as node:
         templates = node.templates()
@@ -90,7 +94,7 @@ def ls_command(as_json: bool) -> None:
 def show_command(name: str, as_json: bool) -> None:
     """Show what a template was made from and what it holds.
 
-    With --json: {"name", "snapshot", "command", "bytes", "created_at", "rebuilt_at", "spec": {...}}.
+    With --json: {"name", "snapshot", "command", "bytes", "created_at", "rebuilt_at", "exposures", "spec": {...}}.
     """
     import msgspec
 
