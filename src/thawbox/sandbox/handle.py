@@ -24,6 +24,7 @@ from thawbox.model import Phase, SandboxId, SnapshotId, Spec
 from thawbox.sandbox import background, checkpointing, ending, restoring
 from thawbox.sandbox.checkpointing import CheckpointReport, Mode, Wish
 from thawbox.sandbox.context import Context
+from thawbox.sandbox.flattening import flatten
 from thawbox.sandbox.hooks import Injection
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.links import open_link
@@ -255,6 +256,10 @@ class Snapshot:
     def stored(self) -> Stored:
         """Its manifest, names, labels and sizes; raises SnapshotNotFound once it was removed."""
         return self._context.store.record(self.id)
+
+    def flatten(self, *, name: str = "") -> Snapshot:
+        """A full snapshot equal to this link of a chain; this one stays. Raises IntegrityError for a damaged chain."""
+        return Snapshot(self._context, flatten(self._context, self.id, name=name))
 
     def restore(
         self, *, secrets: Mapping[str, bytes] | None = None, environment: Mapping[str, str] | None = None

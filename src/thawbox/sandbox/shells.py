@@ -24,6 +24,7 @@ from thawbox.host.mounts import OverlayMount, ShellPlan, shell_steps
 from thawbox.host.namespaces import destroy_shell, reap, start_shell
 from thawbox.host.proc import send_signal, start_time, wait_gone
 from thawbox.host.rootfs import Rootfs, RootfsKind, reopen, resolve
+from thawbox.host.tree_copies import copy_attributes
 from thawbox.model import Net, Spec
 from thawbox.sandbox.context import Context
 from thawbox.sandbox.journal import Record
@@ -148,7 +149,10 @@ def _overlay(context: Context, record: Record, directory: Path, target: str, low
     own = directory / name
     for part in ("upper", "work"):
         (own / part).mkdir(mode=0o755, parents=True)
-    return OverlayMount(target, _frozen_layers(context, record, name) + lowers, own / "upper", own / "work")
+    frozen = _frozen_layers(context, record, name)
+    if frozen:  # an overlay's own directory has the attributes of its writable layer
+        copy_attributes(str(frozen[0]), str(own / "upper"), frozen[0].stat())
+    return OverlayMount(target, frozen + lowers, own / "upper", own / "work")
 
 
 def remove_remains(context: Context, record: Record) -> None:

@@ -42,10 +42,10 @@ def prepare_upper(
     context: Context, record: Record, rootfs: Rootfs, upper: Path, lowers: tuple[Path, ...], *, fresh: bool
 ) -> None:
     """Fill the new, empty writable layer of `/`: identity always; with `fresh`, also devices and init's directory."""
-    upper.chmod(0o755)
     nameservers = host_nameservers() if record.spec.net is Net.NAT else ()
     write_identity(upper, lowers, Identity(record.hostname, record.machine_id, record.address, nameservers))
     if fresh:
+        upper.chmod(0o755)
         _make_directories(upper)
         _make_private(context, record, rootfs, upper / PRIVATE)
     else:

@@ -78,8 +78,8 @@ def pending(snapshots: Path) -> frozenset[str]:
 
 
 def given_to(staging: Staging, pid: int) -> Staging:
-    """The same staging directory, owned by the living process `pid` from now on."""
-    name = f".staging-{pid}-{start_time(pid)}-{_boot()}-{staging.token}"
+    """The same staging directory, owned by the process `pid` from now on; swept if that one is dead already."""
+    name = f".staging-{pid}-{start_time(pid) or 0}-{_boot()}-{staging.token}"
     return Staging(staging.path.rename(staging.path.with_name(name)))
 
 
