@@ -18,8 +18,8 @@ from thawbox.model import Health, Phase, Restart
 from thawbox.node import Node
 from thawbox.restart_plan import Outcome, Policy
 from thawbox.sandbox import Sandbox, Snapshot
-from thawbox.sandbox.recovering import attempts_of, recoveries_of
-from thawbox.supervisor import Event, State, Supervisor
+from thawbox.sandbox.recovering import attempts_of, forget_supervised, recoveries_of
+from thawbox.supervisor import Event, State, Supervisor, ask_for_supervision
 from traces import Traces
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(120)]
@@ -319,6 +319,22 @@ def test_a_sandbox_whose_spec_asks_for_it_is_supervised_by_itself(
     os.kill(main_program(sandbox), signal.SIGKILL)
     heard.until("recover.complete")
     assert ask(sandbox) == kept
+
+
+def test_what_another_command_asks_for_is_done(
+    open_node: Callable[..., Node], mortal: Sandbox, ask: Ask, supervisor: Supervisor, heard: Heard
+) -> None:
+    with open_node() as other:
+        ask_for_supervision(other.context, other.sandbox(mortal.name), Policy(attempts=1, settled_after=0))
+        supervisor.refresh()
+        heard.until("supervise.watching")
+        ask_for_supervision(other.context, other.sandbox(mortal.name), PATIENT)
+        supervisor.refresh()
+        heard.until("supervise.watching")
+        assert [status.policy for status in supervisor.statuses()] == [PATIENT]
+        forget_supervised(other.context, mortal.id)
+        supervisor.refresh()
+        assert supervisor.statuses() == []
 
 
 def test_several_that_die_together_all_come_back(

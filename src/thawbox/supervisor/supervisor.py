@@ -58,6 +58,25 @@ def _nobody(_: Event) -> None:
     pass
 
 
+def ask_for_supervision(
+    context: Context, sandbox: Sandbox, policy: Policy | None = None, *, tell: Tell = _nobody
+) -> Policy:
+    """Note for whoever supervises the node, now or later, that a sandbox is to be watched; returns its policy.
+
+    When this returns there is a snapshot to recover from. Raises as `Supervisor.supervise` does.
+    """
+    chosen = policy or policy_of(sandbox.spec)
+    if chosen is None:
+        raise InvalidRequest(f"{sandbox.name} asks for no supervision", remediation="give a restart policy")
+    check_policy(chosen)
+    if chosen.restart is not Restart.NO and sandbox.state in ALIVE:
+        made = jobs.first_checkpoint(context, sandbox.id, chosen, tell)
+        if made.snapshot is None:
+            raise DumpFailed(f"{sandbox.name} cannot be supervised: {made.failure}")
+    remember_supervised(context, sandbox.id, Supervised(chosen))
+    return chosen
+
+
 class Supervisor:
     """Watches over sandboxes of one node while it is open; a context manager. At most one for a node at a time.
 
@@ -117,15 +136,7 @@ class Supervisor:
         Raises InvalidRequest for a policy that cannot be followed or when there is none, DumpFailed for a sandbox that
         cannot be checkpointed.
         """
-        chosen = policy or policy_of(sandbox.spec)
-        if chosen is None:
-            raise InvalidRequest(f"{sandbox.name} asks for no supervision", remediation="give a restart policy")
-        check_policy(chosen)
-        if chosen.restart is not Restart.NO and sandbox.state in ALIVE:
-            made = jobs.first_checkpoint(self._context, sandbox.id, chosen, self._tell)
-            if made.snapshot is None:
-                raise DumpFailed(f"{sandbox.name} cannot be supervised: {made.failure}")
-        remember_supervised(self._context, sandbox.id, Supervised(chosen))
+        chosen = ask_for_supervision(self._context, sandbox, policy, tell=self._tell)
         self._call(partial(self._adopt, sandbox.id, chosen))
 
     def forget(self, sandbox: Sandbox) -> None:
@@ -243,8 +254,9 @@ class Supervisor:
         records = {record.id: record for record in self._context.journal.all()}
         known = all_supervised(self._context)
         for sandbox in set(known) - set(records):
-            self._drop(sandbox)
             forget_supervised(self._context, sandbox)
+        for sandbox in set(self._watches) - (set(known) & set(records)):
+            self._drop(sandbox)
         for record in records.values():
             supervised = known.get(record.id)
             if supervised is None and not record.owner and (policy := policy_of(record.spec)) is not None:
@@ -255,6 +267,9 @@ class Supervisor:
 
     def _look_at_one(self, record: Record, supervised: Supervised) -> None:
         watch = self._watches.get(record.id)
+        if watch is not None and _is_overruled(watch, supervised):
+            self._drop(record.id)
+            watch = None
         if watch is None:
             watch = self._watches[record.id] = Watch(record.id, record.name, supervised.policy)
             if supervised.gave_up:
@@ -421,4 +436,12 @@ class Supervisor:
         self._failure = self._failure or failure
         self._detach(watch)
         watch.state, watch.why = State.GAVE_UP, f"a defect of thawbox: {failure!r}"
+        remember_supervised(self._context, watch.id, Supervised(watch.policy, gave_up=watch.why))
         self._say(watch, "recover.gave_up", why=watch.why)
+
+
+def _is_overruled(watch: Watch, supervised: Supervised) -> bool:
+    """Whether another command has asked for something else since; what is under way is ended first."""
+    if watch.state is State.RECOVERING:
+        return False
+    return watch.policy != supervised.policy or (watch.state is State.GAVE_UP and not supervised.gave_up)
