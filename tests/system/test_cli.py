@@ -213,6 +213,39 @@ def test_snapshots_are_listed_named_kept_and_removed(cli: Cli, tmp_path: Path) -
     assert cli("restore", "d", "--json").json()["name"] == "one"
 
 
+def test_a_checkpoint_may_be_waited_for_and_a_chain_flattened(cli: Cli) -> None:
+    cli.run("--name", "one")
+    cli("checkpoint", "one", "--name", "base")
+    begun = cli("checkpoint", "one", "--async", "--name", "later", "--delta", "--json").json()
+    assert set(begun) == {"token", "frozen_ms"}
+    made = cli("snapshots", "wait", begun["token"], "--json").json()
+    assert (made["names"], made["kind"]) == (["later"], "delta")
+    assert cli("snapshots", "wait", "0123456789abcdef").status == 103
+    flat = cli("snapshots", "flatten", "later", "--name", "flat", "--json").json()
+    assert (flat["names"], flat["kind"], flat["parent"]) == (["flat"], "full", None)
+    cli("rm", "-f", "one")
+    assert cli("restore", "flat", "--json").json()["name"] == "one"
+
+
+def test_preflight_says_that_a_plain_program_can_be_frozen_and_names_what_cannot(cli: Cli) -> None:
+    cli.run("--name", "plain")
+    assert cli("preflight", "plain", "--json").json() == {"ok": True, "findings": []}
+    traced = (
+        "import ctypes, os, signal, time\n"
+        "if os.fork() == 0:\n    ctypes.CDLL(None).ptrace(0, 0, 0, 0)\n    os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "os.waitpid(-1, os.WUNTRACED)\nprint('traced', flush=True)\ntime.sleep(1000)\n"
+    )
+    cli.run("--name", "odd", "--ready", "log:traced", command=("python3", "-c", traced))
+    told = cli("preflight", "odd", "--json")
+    assert told.status == 104
+    findings = json.loads(told.out)["findings"]
+    assert [finding["program"] for finding in findings if finding["blocking"]] == ["python3"]
+    assert all(finding["cause"] and finding["remediation"] for finding in findings)
+    refused = cli("checkpoint", "odd", "--json")
+    assert (refused.status, "python3" in refused.error()["cause"]) == (104, True)
+    assert cli("exec", "odd", "true").status == 0, "it runs on"
+
+
 def test_a_damaged_snapshot_is_named_and_never_restored(cli: Cli, home: Path) -> None:
     cli.run("--name", "one")
     made = cli("checkpoint", "one", "--stop", "--json").json()["id"]

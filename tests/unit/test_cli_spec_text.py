@@ -8,7 +8,7 @@ import pytest
 
 from thawbox.cli import spec_text
 from thawbox.errors import InvalidRequest, InvalidSpec
-from thawbox.model import Mount, Net, Publish
+from thawbox.model import Health, Mount, Net, Publish
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,15 @@ def test_environment_comes_from_files_from_here_and_from_the_command_line_in_thi
     file.write_text("# a comment\nA=1\n\nB=from file\nFROM_HERE\nNOWHERE\n")
     found = spec_text.read_environment(["B=2=3", "C="], [str(file)])
     assert found == {"A": "1", "B": "2=3", "FROM_HERE": "here", "C": ""}
+
+
+def test_a_health_probe_is_read_with_what_is_given_beside_it() -> None:
+    assert spec_text.read_health({}) is None
+    assert spec_text.read_health({"health": "tcp:80"}) == Health("tcp:80")
+    given = {"health": "cmd:true", "health_interval": "1m", "health_timeout": "2s", "health_threshold": 5}
+    assert spec_text.read_health(given) == Health("cmd:true", interval=60, timeout=2, threshold=5)
+    with pytest.raises(InvalidSpec, match="no --health"):
+        spec_text.read_health({"health_interval": "1m"})
 
 
 def test_a_spec_file_takes_the_command_lines_short_forms(tmp_path: Path) -> None:

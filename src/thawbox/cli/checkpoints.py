@@ -12,6 +12,7 @@ from thawbox.cli.output import human_ms, human_size, json_option, print_json, pr
 
 if TYPE_CHECKING:
     from thawbox.sandbox import CheckpointReport, RestoreTimes, Sandbox, Snapshot
+    from thawbox.sandbox.checkpointing import Wish
 
 _count_option = click.option(
     "-n", "--count", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="How many."
@@ -52,27 +53,38 @@ _eager_option = click.option(
 @click.option("--delta", "mode", flag_value="delta", help="Make a delta, or fail. Default: a delta where it can be.")
 @click.option("--skip-if-clean", is_flag=True, help="If nothing changed since the last one, name that one.")
 @click.option("--when-ready", is_flag=True, help="Wait until its programs say that they may be checkpointed.")
+@click.option("--async", "in_background", is_flag=True, help="Answer when it runs again, with a token to wait for.")
 @click.option("--ttl", metavar="SPAN", help="Let gc take it after 90m, 12h, 7d, … Default: never.")
 @click.option("--pin", is_flag=True, help="Keep it, and all it depends on, from gc.")
 @json_option
 def checkpoint_command(
     *, name: str, tag: str, labels: tuple[str, ...], stop: bool, mode: str | None, skip_if_clean: bool,
-    when_ready: bool, ttl: str | None, pin: bool, as_json: bool,
+    when_ready: bool, in_background: bool, ttl: str | None, pin: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a snapshot of a running or frozen sandbox: memory, processes, descriptors, files. Prints its id.
 
     The sandbox is frozen while it is dumped and runs on at once; the answer comes when the snapshot is durable. If
     it fails, the sandbox runs on as it was.
 
-    With --json: {"id", "parent", "kind" (full or delta), "frozen_ms", "total_ms", "bytes", "skipped"}.
+    With --async the answer comes when the sandbox runs again, and the snapshot is listed once it is whole.
+
+    With --json: {"id", "parent", "kind" (full or delta), "frozen_ms", "total_ms", "bytes", "skipped"}; with --async
+    {"token", "frozen_ms"}.
     """
     from thawbox.cli.spec_text import read_labels, read_span
-    from thawbox.sandbox.checkpointing import Mode
+    from thawbox.sandbox.checkpointing import Mode, Wish
 
+    wish = Wish(
+        mode=Mode(mode or "auto"), stop=stop, skip_if_clean=skip_if_clean, name=tag, labels=read_labels(labels),
+        ttl=read_span(ttl) if ttl else None, pinned=pin, when_ready=when_ready,
+    )  # fmt: skip
     with opened() as node:
+        if in_background:
+            _begin(node.sandbox(name), wish, as_json=as_json)
+            return
         snapshot = node.sandbox(name).checkpoint(
-            mode=Mode(mode or "auto"), stop=stop, skip_if_clean=skip_if_clean, name=tag, labels=read_labels(labels),
-            ttl=read_span(ttl) if ttl else None, pinned=pin, when_ready=when_ready,
+            mode=wish.mode, stop=wish.stop, skip_if_clean=wish.skip_if_clean, name=wish.name, labels=wish.labels,
+            ttl=wish.ttl, pinned=wish.pinned, when_ready=wish.when_ready,
         )  # fmt: skip
     report = snapshot.report
     assert report is not None  # noqa: S101 - a snapshot just made has one
@@ -85,6 +97,17 @@ def checkpoint_command(
         click.echo("nothing changed since this snapshot, so none was made", err=True)
         return
     click.echo(f"{report.kind.value}, {size}, frozen for {frozen} of {human_ms(report.total_ms)}", err=True)
+
+
+def _begin(sandbox: Sandbox, wish: Wish, *, as_json: bool) -> None:
+    from thawbox.cli.finish import PROGRAM
+
+    pending = sandbox.begin_checkpoint(wish, program=PROGRAM)
+    if as_json:
+        print_json({"token": pending.token, "frozen_ms": round(pending.frozen_ms, 3)})
+        return
+    click.echo(pending.token)
+    click.echo(f"frozen for {human_ms(pending.frozen_ms)}; `thawbox snapshots wait {pending.token}` waits", err=True)
 
 
 def report_as_object(report: CheckpointReport) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -75,8 +75,8 @@ def inspect_command(name: str, as_json: bool) -> None:
     """Show a sandbox's spec and all that is known of it now.
 
     With --json: {"id", "name", "state", "pid" (of its init, on the host), "cgroup", "address", "parent_snapshot",
-    "created_at", "hostname", "machine_id", "layers", "ended_at", "ended_why", "exit_status", "spec": {...}}. What
-    does not exist is null: the pid of a sandbox that has ended, an address without --net nat.
+    "created_at", "hostname", "machine_id", "layers", "ended_at", "ended_why", "exit_status", "recoveries", "spec":
+    {...}}. What does not exist is null: the pid of a sandbox that has ended, an address without --net nat.
     """
     with opened() as node:
         found = _everything(node, node.sandbox(name))
@@ -85,7 +85,7 @@ def inspect_command(name: str, as_json: bool) -> None:
         return
     spec: dict[str, object] = found.pop("spec")
     for key, value in (*found.items(), *((f"spec.{key}", value) for key, value in spec.items())):
-        click.echo(f"{key:18} {_in_words(value)}")
+        click.echo(f"{key:22} {_in_words(value)}")
 
 
 def _in_words(value: object) -> str:
@@ -103,6 +103,7 @@ def _everything(node: Node, sandbox: Sandbox) -> dict[str, Any]:
 
     from thawbox.lifecycle import ALIVE
     from thawbox.sandbox.observe import exit_status
+    from thawbox.sandbox.recovering import recoveries_of
 
     record = sandbox.record
     is_alive = record.phase in ALIVE
@@ -119,6 +120,9 @@ def _everything(node: Node, sandbox: Sandbox) -> dict[str, Any]:
         "ended_at": timestamp(record.ended_at),
         "ended_why": record.ended_why or None,
         "exit_status": None if is_alive else exit_status(node.context, record),
+        "recoveries": [
+            {**one, "at": timestamp(cast("float", one["at"]))} for one in recoveries_of(node.context, sandbox.id)
+        ],
         "spec": msgspec.to_builtins(record.spec),
     }
 

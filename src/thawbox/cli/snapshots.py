@@ -129,6 +129,36 @@ def chain_command(reference: str, as_json: bool) -> None:
         print_table(_HEAD, [_row(stored) for stored in links])
 
 
+@snapshots_command.command("wait", short_help="Wait for a snapshot that is on its way.")
+@click.argument("token")
+@click.option("--timeout", metavar="SPAN", help="How long. Default: THAWBOX_ENGINE_TIMEOUT, 120s.")
+@json_option
+def wait_command(token: str, timeout: str | None, as_json: bool) -> None:
+    """Wait until the snapshot that `checkpoint --async` gave a TOKEN for is whole; print its id.
+
+    Fails if it could not be made. With --json: as `snapshots ls` shows one.
+    """
+    from thawbox.cli.spec_text import read_span
+
+    with opened() as node:
+        snapshot = node.wait(token, timeout=read_span(timeout) if timeout else None)
+        _print_changed(node, snapshot.id, as_json=as_json)
+
+
+@snapshots_command.command("flatten", short_help="Rewrite a chain as one full snapshot.")
+@snapshot_argument
+@click.option("--name", default="", help="A name for the full snapshot.")
+@json_option
+def flatten_command(reference: str, name: str, as_json: bool) -> None:
+    """Make a full snapshot that restores as this link of a chain does; the chain stays. Prints its id.
+
+    With --json: as `snapshots ls` shows one.
+    """
+    with opened() as node:
+        snapshot = node.snapshot(reference).flatten(name=name)
+        _print_changed(node, snapshot.id, as_json=as_json)
+
+
 @snapshots_command.command("verify", short_help="Check stored bytes.")
 @click.argument("references", metavar="[SNAPSHOT]...", nargs=-1, shell_complete=complete_snapshot)
 @click.option("--deep", is_flag=True, help="Hash everything anew, also what has not changed since it was last hashed.")

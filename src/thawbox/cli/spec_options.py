@@ -72,6 +72,22 @@ _OPTIONS = (
         "http://127.0.0.1:PORT, cmd:COMMAND or none.",
     ),
     click.option("--hook-timeout", metavar="SPAN", help="How long each of them may take. Default: 30s."),
+    click.option(
+        "--restart",
+        type=click.Choice(["no", "on-failure", "always"]),
+        help="Which ends of it `thawbox serve` answers with a restore. Default: no.",
+    ),
+    click.option(
+        "--health",
+        metavar="PROBE",
+        help="Asked again and again; refusals mean that it hangs: cmd:…, http://… or tcp:PORT.",
+    ),
+    click.option("--health-interval", metavar="SPAN", help="Between two askings. Default: 10s."),
+    click.option("--health-timeout", metavar="SPAN", help="How long each may take. Default: 5s."),
+    click.option("--health-threshold", type=int, metavar="N", help="Refusals in a row that mean a hang. Default: 3."),
+    click.option(
+        "--checkpoint-every", metavar="SPAN", help="How often `thawbox serve` checkpoints it. Default: never."
+    ),
     click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label. Repeatable."),
     click.option(
         "--spec",
@@ -93,16 +109,21 @@ def spec_options(command: _Decorated) -> _Decorated:
 def spec_of(options: dict[str, Any], command: tuple[str, ...], spec_file: str | None) -> Spec:
     """A checked spec from the values of a command's options; raises InvalidSpec."""
     from thawbox.cli import spec_text
-    from thawbox.model import Net
+    from thawbox.model import Net, Restart
 
     given = {name: value for name, value in options.items() if value not in (None, ())}
     env, env_files = given.pop("env", ()), given.pop("env_file", ())
     if env or env_files:
         given["env"] = spec_text.read_environment(env, env_files)
+    health = spec_text.read_health({name: given.pop(name) for name in tuple(given) if name.startswith("health")})
+    if health is not None:
+        given["health"] = health
     readers: dict[str, Any] = {
         "memory": spec_text.read_size,
         "ready_timeout": spec_text.read_span,
         "hook_timeout": spec_text.read_span,
+        "checkpoint_every": spec_text.read_span,
+        "restart": Restart,
         "net": Net,
         "mounts": spec_text.read_mounts,
         "publish": spec_text.read_publishes,

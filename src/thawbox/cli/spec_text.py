@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from thawbox.errors import InvalidSpec
 
 if TYPE_CHECKING:
-    from thawbox.model import Mount, Publish, Spec
+    from thawbox.model import Health, Mount, Publish, Spec
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([kmgt])(?:i?b)?|b)?", re.IGNORECASE | re.ASCII)
 _SHIFTS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
@@ -85,6 +85,22 @@ def read_labels(texts: Iterable[str]) -> dict[str, str]:
     return read_pairs(texts, "label")
 
 
+def read_health(given: Mapping[str, Any]) -> Health | None:
+    """A health probe from `health`, `health_interval`, `health_timeout`, `health_threshold`; None without the first."""
+    from thawbox.model import Health
+
+    if "health" not in given:
+        if given:
+            raise InvalidSpec("a health probe's interval, timeout or threshold is given, but no --health")
+        return None
+    values: dict[str, Any] = {
+        name: read_span(given[f"health_{name}"]) for name in ("interval", "timeout") if f"health_{name}" in given
+    }
+    if "health_threshold" in given:
+        values["threshold"] = given["health_threshold"]
+    return Health(given["health"], **values)
+
+
 def read_environment(texts: Iterable[str], files: Iterable[str] = ()) -> dict[str, str]:
     """Environment from `KEY=VALUE`, `KEY` (its value here), and files of such lines; what comes later wins."""
     lines: list[str] = []
@@ -148,7 +164,12 @@ def _decoded(content: str, *, is_toml: bool) -> object:
 
 def _written_out(values: Mapping[str, Any]) -> dict[str, Any]:
     """The same fields with the command line's short forms replaced by what they mean."""
-    readers = {"memory": read_size, "ready_timeout": read_span, "hook_timeout": read_span}
+    readers = {
+        "memory": read_size,
+        "ready_timeout": read_span,
+        "hook_timeout": read_span,
+        "checkpoint_every": read_span,
+    }
     lists = {"mounts": read_mount, "publish": read_publish}
     meant = dict(values)
     for name, read in readers.items():
