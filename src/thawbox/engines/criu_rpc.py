@@ -135,7 +135,10 @@ def converse(ours: socket.socket, message: rpc_pb2.criu_req, on: Notified, *, ti
         except BaseException as error:  # noqa: BLE001 - raised again once CRIU has rolled back
             failure = error
         reply = rpc_pb2.criu_req(type=rpc_pb2.NOTIFY, notify_success=failure is None)
-        ours.send(reply.SerializeToString())
+        try:
+            ours.send(reply.SerializeToString())
+        except BrokenPipeError:
+            raise failure or CriuGone("criu ended in the middle of its work") from None
 
 
 def _receive(ours: socket.socket, deadline: float) -> rpc_pb2.criu_resp:

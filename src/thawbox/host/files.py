@@ -124,9 +124,15 @@ def remove_tree(path: Path) -> None:
             remove_tree(path)
     except (RecursionError, OSError) as error:
         # rmtree keeps a frame and a descriptor per level; a program in a sandbox may nest deeper than that.
-        if isinstance(error, OSError) and error.errno not in {errno.EMFILE, errno.ENAMETOOLONG}:
+        # And a program whose caller was killed may write into the tree until it notices.
+        tried = {errno.EMFILE, errno.ENAMETOOLONG, errno.ENOTEMPTY}
+        if isinstance(error, OSError) and error.errno not in tried:
             raise
-        run_program(["rm", "-rf", "--", str(path)], timeout=600)
+        removed = run_program(["rm", "-rf", "--", str(path)], timeout=600)
+        if removed.status != 0:
+            raise OSError(
+                errno.ENOTEMPTY, f"cannot be removed: {removed.stderr.decode(errors='replace')}", str(path)
+            ) from error
 
 
 def private_directory(path: Path) -> Path:

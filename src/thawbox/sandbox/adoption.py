@@ -13,7 +13,7 @@ from pathlib import Path
 from thawbox.errors import LockTimeout, SandboxNotFound
 from thawbox.host import network
 from thawbox.host.cgroup import list_groups
-from thawbox.host.files import locked, remove_tree
+from thawbox.host.files import locked, names_in, remove_tree
 from thawbox.host.nat_rules import table_name
 from thawbox.lifecycle import ALIVE
 from thawbox.model import Phase, SandboxId
@@ -68,12 +68,13 @@ def _settle(context: Context, sandbox: SandboxId) -> bool:
 
 
 def _strangers(context: Context, records: dict[SandboxId, Record]) -> list[SandboxId]:
-    """Sandboxes with cgroups or directories whose record does not say that they run (or that they are at all)."""
+    """Sandboxes with cgroups, directories or locks whose record does not say that they run (or are at all)."""
     groups = list_groups(context.layout, context.tag)
     alive = {record.id for record in records.values() if record.phase in ALIVE}
     directories = context.home / "sandboxes"
     kept = {SandboxId(path.name) for path in directories.iterdir()} if directories.is_dir() else set[SandboxId]()
-    return sorted((groups - alive) | (kept - set(records)))
+    locks = {SandboxId(name.partition(".")[0]) for name in names_in(context.home / "locks")}
+    return sorted((groups - alive) | ((kept | locks) - set(records)))
 
 
 def _remove_remains(context: Context, sandbox: SandboxId) -> None:
@@ -91,8 +92,7 @@ def _remove_remains(context: Context, sandbox: SandboxId) -> None:
             take_down(context, record, phase=Phase.LOST, why="never started")
             context.journal.remove(sandbox)
         remove_tree(context.directory(sandbox))
-        context.lock(sandbox).unlink(missing_ok=True)
-        context.link_lock(sandbox).unlink(missing_ok=True)
+        context.remove_locks(sandbox)
         return
     for generation in context.directory(sandbox).iterdir():
         if generation.name != str(record.generation):

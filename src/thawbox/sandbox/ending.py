@@ -69,5 +69,4 @@ def remove(context: Context, record: Record, *, force: bool = False) -> None:
         if holder.startswith(f"sandbox:{record.id}:"):
             context.store.release(holder)
     context.journal.remove(record.id)
-    for lock in (context.lock(record.id), context.link_lock(record.id)):
-        lock.unlink(missing_ok=True)
+    context.remove_locks(record.id)
