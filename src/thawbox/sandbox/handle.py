@@ -209,7 +209,12 @@ class Sandbox:
     @contextlib.contextmanager
     def _change(self) -> Generator[Record]:
         with self._context.exclusive(self.id):
-            yield self.record
+            try:
+                record = self.record
+            except SandboxNotFound:
+                self._context.remove_locks(self.id)  # taking them has made them anew
+                raise
+            yield record
 
     def _update(self, record: Record) -> None:
         self._context.journal.update(record)
