@@ -16,6 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from thawbox.config import load_settings
+from thawbox.engines import Engine
 from thawbox.errors import SandboxNotFound
 from thawbox.node import Node
 from traces import Traces, assert_unchanged, take_traces
@@ -52,8 +53,8 @@ def open_node(home: Path) -> Iterator[OpenNode]:
     """Opens nodes on the test's home, any number, also side by side; nothing of them is left after the test."""
     with ExitStack() as stack:
 
-        def open_one(**settings: object) -> Node:
-            return stack.enter_context(Node(load_settings(**{"home": home, **settings})))
+        def open_one(*, engine: Engine | None = None, **settings: object) -> Node:
+            return stack.enter_context(Node(load_settings(**{"home": home, **settings}), engine=engine))
 
         yield open_one
         stack.close()
