@@ -23,6 +23,7 @@ from typing import Self, TypeVar
 
 from thawbox.errors import DumpFailed, InvalidRequest, Unavailable
 from thawbox.host.files import locked, private_directory
+from thawbox.host.namespaces import reap
 from thawbox.lifecycle import ALIVE
 from thawbox.model import Restart, SandboxId
 from thawbox.restart_plan import Policy, check_policy, policy_of
@@ -327,7 +328,10 @@ class Supervisor:
 
     def _notice_death(self, watch: Watch) -> None:
         watch.noticed_at = self._context.now()
+        life = watch.life
         self._detach(watch)
+        if life is not None and watch.hanging is None:
+            reap(life.keeper, block=False)  # ours, if we started it; another command may have seen to all else
         self._begin_recovery(watch)
 
     def _notice_want_of_memory(self, watch: Watch) -> None:
