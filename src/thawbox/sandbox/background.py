@@ -96,12 +96,11 @@ def wait_finished(context: Context, token: str, *, timeout: float) -> SnapshotId
     Raises LockTimeout, DumpFailed with the reason when it was not made, SnapshotNotFound for a token that nobody is
     at work on: it is unknown, or its process died.
     """
-    outcome = context.store.outcome(token)
-    lock = None if outcome else _lock_of(context, token)
+    lock = _lock_of(context, token)
     if lock is not None:
         with locked(lock, timeout=timeout, what=f"the unfinished snapshot {token}"):
-            outcome = context.store.outcome(token)
             lock.unlink()  # it may have died, or this be a new file
+    outcome = context.store.outcome(token)
     if outcome is None:
         raise SnapshotNotFound(
             f"no snapshot came of {token}: the process that was finishing it died, or there never was one",
