@@ -65,6 +65,7 @@ class BareCriu(CriuEngine):
         *,
         while_stopped: Callable[[], None],
         established: bool = True,
+        tracked: str = "",
     ) -> DumpReport:
         """As `Engine.dump`, of a tree that runs; nothing is done `while_stopped`, which bare criu has not."""
         with _work_directory(self.scratch) as work:

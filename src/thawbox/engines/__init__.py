@@ -54,12 +54,15 @@ class Engine(Protocol):
         ...
 
     def dump(
-        self, place: Place, images: Path, *, while_stopped: Callable[[], None], established: bool = True
-    ) -> DumpReport:
+        self, place: Place, images: Path, *, while_stopped: Callable[[], None], established: bool = True,
+        tracked: str = "",
+    ) -> DumpReport:  # fmt: skip
         """Write the tree's images into the empty directory `images` and let the tree run on.
 
         `while_stopped` is called once, when memory is dumped and no task of the tree can run yet. With
-        `place.freezer` the tree was frozen before and is frozen afterwards.
+        `place.freezer` the tree was frozen before and is frozen afterwards. `tracked` is the path, relative to
+        `images`, of the images of this same tree's last dump: where the kernel tracks writes, only what was written
+        since needs to be dumped.
         Raises DumpFailed; the tree then runs on as it did, whatever `while_stopped` raises included.
         """
         ...

@@ -7,6 +7,7 @@ a restore goes into whatever shell was prepared for it (docs/decisions/0001).
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import shutil
 import time
@@ -16,11 +17,12 @@ from pathlib import Path
 
 from thawbox.engines import DumpReport, Place, RestoreReport
 from thawbox.engines.criu_connections import close_outside
-from thawbox.engines.criu_images import read_dump_stats, read_tasks
+from thawbox.engines.criu_images import PARENT_LINK, read_dump_stats, read_tasks
 from thawbox.engines.criu_rpc import LOG, STDERR, CriuGone, CriuProgram, Notified, request
 from thawbox.engines.criu_template import TemplateGone, TemplateServers
 from thawbox.engines.proto import rpc_pb2
-from thawbox.errors import DumpFailed, EngineError, RestoreFailed, Unsupported
+from thawbox.errors import DumpFailed, EngineError, RestoreFailed, ThawboxError, Unsupported
+from thawbox.host.kernel_trials import soft_dirty
 from thawbox.host.namespaces import PIDS_ABOVE, Entrance
 from thawbox.host.proc import run_program
 
@@ -61,8 +63,9 @@ class CriuEngine:
         return found[0][9:]
 
     def dump(
-        self, place: Place, images: Path, *, while_stopped: Callable[[], None], established: bool = True
-    ) -> DumpReport:
+        self, place: Place, images: Path, *, while_stopped: Callable[[], None], established: bool = True,
+        tracked: str = "",
+    ) -> DumpReport:  # fmt: skip
         message = rpc_pb2.criu_req(type=rpc_pb2.DUMP)
         options = message.opts
         options.pid = place.root
@@ -72,6 +75,10 @@ class CriuEngine:
         options.ghost_limit = GHOST_LIMIT
         options.tcp_skip_in_flight = True  # nobody inside has seen a connection that was not accepted
         _shared_options(options, established=established)
+        if kernel_tracks_writes():
+            options.track_mem = True
+            if tracked:
+                options.parent_img = tracked
         begun = time.perf_counter()
         with _work_directory(self.scratch, images) as work:
             try:
@@ -129,6 +136,8 @@ class CriuEngine:
         from thawbox.engines.criu_delta import is_clean, make_delta, make_full  # numpy: 0.15 s, and only needed here
 
         close_outside(images)
+        if (images / PARENT_LINK).is_symlink():
+            return False  # the kernel told CRIU what was written, and CRIU wrote a delta
         if not parents:
             make_full(images)
             return False
@@ -138,6 +147,16 @@ class CriuEngine:
         from thawbox.engines.criu_delta import flatten
 
         flatten(chain, out)
+
+
+@functools.cache
+def kernel_tracks_writes() -> bool:
+    """Whether this kernel marks written pages (CONFIG_MEM_SOFT_DIRTY), found out by doing, once."""
+    try:
+        soft_dirty()
+    except (ThawboxError, OSError):
+        return False
+    return True
 
 
 def _shared_options(options: rpc_pb2.criu_opts, *, established: bool) -> None:

@@ -27,8 +27,10 @@ from thawbox.sandbox.hooks import attending, names_in, resume, wait_until_ready
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.links import direct_link, has_callers
 from thawbox.sandbox.preflight import check_freezable
+from thawbox.sandbox.shells import generation_directory
+from thawbox.sandbox.tracking import begin_dump
 from thawbox.sandbox.wishes import CheckpointReport, Mode, Wish
-from thawbox.store import Staging
+from thawbox.store import Staging, parent_link
 
 __all__ = ["CheckpointReport", "Mode", "Wish", "begin", "checkpoint", "choose_parent", "without_connections"]
 
@@ -109,14 +111,16 @@ def dump(context: Context, record: Record, staging: Staging, wish: Wish) -> Unfi
         if wish.stop:
             cgroup.request_freeze()
 
+    number, tracked = begin_dump(generation_directory(context, record))
+    known = parent_link(tracked) if tracked is not None and tracked == parent else ""
     place = Place(record.keeper_pid, freezer=cgroup.freezer_dir if record.phase is Phase.FROZEN else None)
     with attending(context, record, stop=wish.stop) as attendance, without_connections(context, record):
         _check_whole(record)
         check_freezable(context, record)
-        report = context.engine.dump(place, staging.images, while_stopped=while_stopped)
+        report = context.engine.dump(place, staging.images, while_stopped=while_stopped, tracked=known)
     return Unfinished(
         record, wish, parent, Moment(clocks[0], names_in(record, attendance)), report, beneath=since.layers,
-        marks=encode_marks(captures[0].marks), files_changed=captures[0].changed,
+        marks=encode_marks(captures[0].marks), files_changed=captures[0].changed, dump_number=number,
     )  # fmt: skip
 
 

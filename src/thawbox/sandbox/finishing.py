@@ -21,6 +21,8 @@ from thawbox.sandbox.body import Moment, body_of
 from thawbox.sandbox.captures import join, remember_capture
 from thawbox.sandbox.context import Context
 from thawbox.sandbox.journal import Record
+from thawbox.sandbox.shells import generation_directory
+from thawbox.sandbox.tracking import note_snapshot
 from thawbox.sandbox.wishes import CheckpointReport, Wish
 from thawbox.store import Draft, Staging, parent_link
 from thawbox.store import Record as Stored
@@ -44,6 +46,7 @@ class Unfinished:
     beneath: dict[str, tuple[str, ...]]
     marks: bytes
     files_changed: bool
+    dump_number: int = 0
 
 
 def late_directory(staging: Staging) -> Path:
@@ -81,6 +84,7 @@ def finish(context: Context, staging: Staging, unfinished: Unfinished) -> Checkp
     )
     stored = context.store.put(staging, draft, name=wish.name, labels=wish.labels, ttl=wish.ttl, pinned=wish.pinned)
     remember_capture(context, record, stored.id, stored.manifest.layers, unfinished.marks)
+    note_snapshot(generation_directory(context, record), unfinished.dump_number, stored.id)
     return _report(stored, unfinished.report)
 
 
