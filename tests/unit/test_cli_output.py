@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import sqlite3
+import subprocess
 
 import click
 import pytest
@@ -67,6 +68,7 @@ def test_with_json_an_error_is_one_object_on_stderr(capsys: pytest.CaptureFixtur
         (OSError(errno.ENOSPC, "No space left on device", "/x"), "host.enospc", exit_status.HOST),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), "host.eacces", exit_status.HOST),
         (TimeoutError("nobody answered"), "host.other", exit_status.HOST),
+        (subprocess.TimeoutExpired(["/usr/bin/nft"], 5), "unavailable.program", 106),
         (click.UsageError("no such option"), "invalid.usage", exit_status.USAGE),
         (RuntimeError("oops"), "defect", exit_status.DEFECT),
     ],

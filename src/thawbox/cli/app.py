@@ -18,7 +18,6 @@ from typing import NoReturn
 import click
 
 from thawbox.cli import exit_status
-from thawbox.cli.failures import SeveralFailed, tell
 
 _SECTIONS = {
     "Sandboxes": {
@@ -31,6 +30,7 @@ _SECTIONS = {
         "snapshots": "snapshots",
     },
     "Pools": {"template": "template", "pool": "pool", "serve": "serve"},
+    "Work that must not be lost": {"supervise": "supervise", "workflow": "workflow"},
     "This machine": {"doctor": "doctor", "demo": "demo", "completion": "completion"},
 }  # fmt: skip
 _MODULES = {name: module for section in _SECTIONS.values() for name, module in section.items()}
@@ -110,6 +110,8 @@ def run(args: list[str]) -> int:
         _forget_output()
         return exit_status.BROKEN_PIPE
     except Exception as error:  # noqa: BLE001 - the last place: what nobody foresaw is told as the defect it is
+        from thawbox.cli.failures import SeveralFailed, tell
+
         errors = error.errors if isinstance(error, SeveralFailed) else [error]
         return tell(errors, as_json="--json" in own, verbose="--verbose" in own)
 

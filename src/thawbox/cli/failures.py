@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sqlite3
+import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import click
 
 from thawbox.cli import exit_status
-from thawbox.errors import ThawboxError
+from thawbox.errors import ThawboxError, Unavailable
 
 _REMEDIES = {
     errno.ENOSPC: "free some space, or remove snapshots with `thawbox snapshots gc` or `thawbox snapshots rm`",
@@ -60,6 +61,8 @@ def failure_of(error: BaseException) -> Failure:
         return _of_sqlite(error)
     if isinstance(error, OSError):
         return _of_system(error.errno or 0, os.strerror(error.errno) if error.errno else str(error), error.filename)
+    if isinstance(error, subprocess.TimeoutExpired):
+        return Failure(exit_status.EXIT_STATUSES[Unavailable], "unavailable.program", str(error), "retry")
     cause = f"unexpected {type(error).__name__}: {error}".rstrip(": ")
     return Failure(exit_status.DEFECT, "defect", cause, "a defect of thawbox: report it with what --verbose shows")
 
@@ -71,11 +74,14 @@ def _of_system(number: int, words: str, path: object) -> Failure:
 
 
 def _of_sqlite(error: sqlite3.Error) -> Failure:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    extended = getattr(error, "sqlite_errorcode", 0)
     number = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_READONLY: errno.EROFS, sqlite3.SQLITE_IOERR: errno.EIO}
-    words = f"the node's records could not be read or written: {error}"
-    if code in number:
-        return _of_system(number[code], words, None)
+    code = number.get(extended & 0xFF, 0)
+    if extended == sqlite3.SQLITE_IOERR_SHMSIZE:  # the index beside the log could not grow
+        code = errno.ENOSPC
+    words = f"the node's records could not be read or written: {os.strerror(code) if code else error}"
+    if code:
+        return _of_system(code, words, None)
     remedy = "wait for other commands to end and retry; if it stays, the files below THAWBOX_HOME are damaged"
     return Failure(exit_status.HOST, "host.records", words, remedy)
 
