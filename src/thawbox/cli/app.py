@@ -30,6 +30,7 @@ _SECTIONS = {
         "snapshots": "snapshots",
     },
     "Pools": {"template": "template", "pool": "pool", "serve": "serve"},
+    "Work that must not be lost": {"supervise": "supervise", "workflow": "workflow"},
     "This machine": {"doctor": "doctor", "demo": "demo", "completion": "completion"},
 }  # fmt: skip
 _MODULES = {name: module for section in _SECTIONS.values() for name, module in section.items()}

@@ -127,10 +127,6 @@ def read_spec_file(file: str) -> dict[str, Any]:
 
     The fields are those of `thawbox.Spec`; sizes, mounts and ports may also be written as on the command line.
     """
-    import msgspec
-
-    from thawbox.model import Spec
-
     content = _text_of(file)
     try:
         found: object = _decoded(content, is_toml=file.endswith(".toml"))
@@ -138,15 +134,29 @@ def read_spec_file(file: str) -> dict[str, Any]:
         raise InvalidSpec(f"the spec {file} cannot be read: {error}") from None
     if not isinstance(found, dict):
         raise InvalidSpec(f"the spec {file} is not an object of fields")
-    values: dict[str, Any] = {str(key): value for key, value in found.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return _checked_fields({str(key): value for key, value in found.items()}, what=f"the spec {file}")  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+
+def _checked_fields(values: Mapping[str, Any], *, what: str) -> dict[str, Any]:
+    import msgspec
+
+    from thawbox.model import Spec
+
     strange = sorted(set(values) - {field.name for field in fields(Spec)})
     if strange:
-        raise InvalidSpec(f"the spec {file} has a field {strange[0]!r} that no spec has")
+        raise InvalidSpec(f"{what} has a field {strange[0]!r} that no spec has")
     try:
         spec = msgspec.convert({"command": [], **_written_out(values)}, Spec)
     except msgspec.ValidationError as error:
-        raise InvalidSpec(f"the spec {file}: {error}") from None
+        raise InvalidSpec(f"{what}: {error}") from None
     return {name: getattr(spec, name) for name in values}
+
+
+def spec_from_fields(values: Mapping[str, Any], *, what: str) -> Spec:
+    """A checked spec from fields as a spec file has them; raises InvalidSpec, naming `what`."""
+    from thawbox.model import Spec, check_spec
+
+    return check_spec(Spec(**_checked_fields(values, what=what)))
 
 
 def _decoded(content: str, *, is_toml: bool) -> object:
