@@ -26,12 +26,17 @@ guest.ready()
 """
 
 
-def interpreter(node: Node, setup: str = SETUP, **spec: Any) -> Sandbox:
-    """A sandbox with a Python interpreter that runs what `run` sends it; `setup` runs first."""
+def interpreter_spec(setup: str = SETUP, **spec: Any) -> Spec:
+    """A Python interpreter that runs what `run` sends it; `setup` runs first."""
     env = {"PYTHONDONTWRITEBYTECODE": "1", **spec.pop("env", {})}
     options: dict[str, Any] = {"ready": "tcp:8000", **spec}
     mounts = (GUEST, WORKLOADS, *options.pop("mounts", ()))
-    return node.run(Spec(("python3", "/workloads/interpreter.py", setup), mounts=mounts, env=env, **options))
+    return Spec(("python3", "/workloads/interpreter.py", setup), mounts=mounts, env=env, **options)
+
+
+def interpreter(node: Node, setup: str = SETUP, **spec: Any) -> Sandbox:
+    """A sandbox that runs it."""
+    return node.run(interpreter_spec(setup, **spec))
 
 
 def run(sandbox: Sandbox, source: str, *, timeout: float = 60) -> Any:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from guests import SETUP, evaluate, interpreter, run
-from thawbox.errors import HookFailed, InvalidRequest, StartFailed
+from guests import SETUP, evaluate, interpreter, interpreter_spec, run
+from thawbox.errors import HookFailed, InvalidRequest, PoolExhausted, StartFailed
 from thawbox.model import Phase
 from thawbox.node import Node
+from thawbox.pool import PoolSpec
 from traces import Traces
 
 
@@ -156,6 +157,20 @@ def test_a_clone_whose_hook_fails_hangs_or_lies_is_destroyed_and_reported(
         assert [one.state for one in node.sandboxes()] == [Phase.SUSPENDED]
         assert not traces().processes
     assert [one.id for one in node.snapshots()] == [snapshot.id]
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [FAILING.replace("BODY", "raise ValueError('no')"), FAILING.replace("BODY", "time.sleep(600)"),
+     LYING.replace("LIE", "{'nonce': 'x'}")],
+    ids=["raises", "hangs", "lies"],
+)  # fmt: skip
+def test_a_pool_hands_out_nothing_of_a_template_whose_hook_raises_hangs_or_lies(node: Node, setup: str) -> None:
+    node.create_template("broken", interpreter_spec(setup))
+    node.create_pool(PoolSpec("broken", "broken", 1, 1, 2))
+    with node.open_pool("broken") as pool, pytest.raises(PoolExhausted):
+        pool.acquire(timeout=3)
+    assert node.sandboxes() == []
 
 
 def test_a_guest_that_hangs_is_given_up_after_the_specs_time(node: Node) -> None:
