@@ -14,6 +14,7 @@ from functools import partial
 from thawbox.engines import Place
 from thawbox.errors import SandboxNotFound
 from thawbox.host.clocks import offsets_to_go_on
+from thawbox.host.databases import mend_identities
 from thawbox.host.files import remove_tree
 from thawbox.host.namespaces import destroy_shell
 from thawbox.lifecycle import Verb, next_phase
@@ -173,7 +174,12 @@ def _bring_to_life(context: Context, planned: Record, fetched: Fetched, undo: Ex
     record = replace(record, keeper_pid=shell.keeper, keeper_started=shell.started)
     cgroup = context.cgroup(record.id)
     place = Place(shell.keeper, cgroup_procs=(*cgroup.keeper_procs, *cgroup.tree_procs))
-    context.engine.restore(place, fetched.images[-1], before_resume=_nothing)
+    databases = body.moment.databases if body.moment else ()
+
+    def before_resume() -> None:
+        mend_identities(cgroup.pids(), databases)
+
+    context.engine.restore(place, fetched.images[-1], before_resume=before_resume)
     return replace(record, phase=next_phase(Phase.CREATING, Verb.STARTED, who=record.name))
 
 
@@ -192,7 +198,3 @@ def _times(context: Context, record: Record, begun: float) -> RestoreTimes:
     restored = time.perf_counter()
     wait_ready(context, record)
     return RestoreTimes((restored - begun) * 1000, (time.perf_counter() - begun) * 1000)
-
-
-def _nothing() -> None:
-    pass
