@@ -201,6 +201,8 @@ def _check_texts(spec: Spec) -> None:
     for text in (*spec.command, *spec.env.keys(), *spec.env.values(), spec.user, spec.workdir, spec.rootfs):
         if "\0" in text:
             raise InvalidSpec("a command, environment or path text holds a NUL byte")
+        if any("\ud800" <= char <= "\udfff" for char in text):
+            raise InvalidSpec(f"a command, environment or path text is not UTF-8: {text!r}"[:200])
     for key in spec.env:
         if not key or "=" in key:
             raise InvalidSpec(f"environment name {key!r} is empty or holds '='")

@@ -274,6 +274,7 @@ def test_a_damaged_snapshot_is_named_and_never_restored(cli: Cli, home: Path) ->
         (("run", "--rootfs", "/nowhere", "--", "true"), 102, "invalid.spec"),
         (("run", "--mount", "/nowhere:/mnt", "--", "true"), 102, "invalid.spec"),
         (("run", "--user", "nobody-at-all", "--", "true"), 102, "invalid.spec"),
+        (("run", "--", "echo", "\udcff"), 102, "invalid.spec"),
         (("run", "--publish", "80:80", "--", "true"), 102, "invalid.spec"),
         (("run",), 102, "invalid.spec"),
         (("run", "--spec", "/nowhere.json"), 109, "host.enoent"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -88,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     args = list(sys.argv[1:] if arguments is None else arguments)
     if "_THAWBOX_COMPLETE" in os.environ:
         thawbox.main(args, prog_name="thawbox")  # click answers the shell, and exits
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")  # what JSON is, whatever the locale says
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end_by_signal)
     status = run(args)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import click
 
@@ -58,9 +57,9 @@ def exec_command(
     environment = read_environment(env)
     terminal = None
     if tty:
-        from thawbox.cli.terminal import size_of
+        from thawbox.cli.terminal import STDIN, size_of
 
-        terminal = size_of(sys.stdin.fileno()) or Terminal()
+        terminal = size_of(STDIN) or Terminal()
         environment = {"TERM": os.environ.get("TERM", "xterm"), **environment}
     with opened() as node:
         session = node.sandbox(name).exec(

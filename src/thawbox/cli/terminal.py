@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import struct
-import sys
 import termios
 import tty
 from collections import Counter, deque
@@ -25,6 +24,7 @@ import click
 from thawbox.host.init_client import Event, ExecSession, Exited, Output
 from thawbox.host.init_wire import Stream, Terminal
 
+STDIN, STDOUT, STDERR = range(3)
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PIECE = 64 << 10
 _LAST_WORDS = 2.0
@@ -46,10 +46,10 @@ def stream(session: ExecSession, *, stdin: bool, raw: bool, interrupted: int) ->
     With `stdin` our input is passed on until it ends; with `raw` our terminal sends every key as it is.
     """
     with contextlib.ExitStack() as undo:
-        if raw and os.isatty(sys.stdin.fileno()):
-            undo.enter_context(_raw_terminal(sys.stdin.fileno()))
+        if raw and os.isatty(STDIN):
+            undo.enter_context(_raw_terminal(STDIN))
         came, wakeup = undo.enter_context(_signals(*_PASSED_ON, signal.SIGWINCH))
-        over = _join(session, sys.stdin.fileno() if stdin else None, came, wakeup)
+        over = _join(session, STDIN if stdin else None, came, wakeup)
     if isinstance(over, Exited):
         return over.exit_status
     if isinstance(over, int):
@@ -92,7 +92,7 @@ def _signals(*numbers: signal.Signals) -> Generator[tuple[deque[signal.Signals],
 def _join(session: ExecSession, source: int | None, came: deque[signal.Signals], wakeup: int) -> Exited | str | int:
     """How the command ended: Exited, the words of Interrupted, or the number of the signal that ends us."""
     passed_on: Counter[signal.Signals] = Counter()
-    writers = {Stream.STDOUT: _writer(sys.stdout.fileno()), Stream.STDERR: _writer(sys.stderr.fileno())}
+    writers = {Stream.STDOUT: _writer(STDOUT), Stream.STDERR: _writer(STDERR)}
     while True:
         for event in (events := session.poll(0)):
             if isinstance(event, Exited):
@@ -138,7 +138,7 @@ def _pass_input(session: ExecSession, source: int) -> int | None:
 
 
 def _pass_size(session: ExecSession) -> None:
-    size = size_of(sys.stdin.fileno())
+    size = size_of(STDIN)
     if size is not None:
         session.resize(size)
 
