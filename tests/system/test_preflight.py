@@ -86,24 +86,6 @@ def test_watches_on_kernel_file_systems_are_a_warning(node: Node) -> None:
     assert "proc" in finding.cause
 
 
-def test_a_database_that_sqlite_will_not_write_to_after_a_restore_is_a_warning_and_stays_writable_if_it_is_heeded(
-    node: Node,
-) -> None:
-    setup = """
-import sqlite3
-base = sqlite3.connect("/var/base.db", isolation_level=None); base.execute("CREATE TABLE seen (number INTEGER)")
-def write():
-    try: base.execute("INSERT INTO seen VALUES (1)"); return "written"
-    except sqlite3.OperationalError as error: return str(error)
-"""
-    sandbox = interpreter(node, setup)
-    (finding,) = sandbox.preflight()
-    assert (finding.what, finding.blocking) == ("/var/base.db", False)
-    run(sandbox, "base.execute('PRAGMA journal_mode=WAL')")
-    assert sandbox.preflight() == ()
-    assert evaluate(sandbox.checkpoint().clone(), "write()") == "written"
-
-
 @pytest.fixture
 def stranger() -> Iterator[Callable[[str], int]]:
     """Starts a Python program beside us that holds something no sandbox could get; gives its pid once it has it."""

@@ -5,7 +5,7 @@ only where CRIU is sure to fail; what may go well is a warning, since a checkpoi
 """
 
 # Before every checkpoint, for every descriptor: plain calls take half the time of Path's.
-# ruff: noqa: PTH115, PTH116, PTH123, PTH208
+# ruff: noqa: PTH115, PTH116, PTH208
 
 from __future__ import annotations
 
@@ -129,8 +129,6 @@ def _descriptor_faults(pid: int, *, thorough: bool) -> Iterator[_Fault]:
                 yield from _socket_faults(where, target, path)
             elif target.startswith("/"):
                 yield from _file_faults(where, target, path)
-                if thorough:
-                    yield from _database_faults(where, target, path)
 
 
 def _anonymous_faults(where: str, kind: str) -> Iterator[_Fault]:
@@ -163,23 +161,6 @@ def _file_faults(where: str, target: str, path: str) -> Iterator[_Fault]:
         yield _Fault(
             where, target, f"an unlinked file of {size} is more than the {GHOST_LIMIT >> 20} MiB that can go along",
             "close it, shorten it, or give it a name again",
-        )  # fmt: skip
-
-
-def _database_faults(where: str, target: str, path: str) -> Iterator[_Fault]:
-    """A SQLite database with a rollback journal: SQLite looks whether the file still has the inode that it opened.
-
-    A restored file has another, and SQLite then refuses to write (SQLITE_READONLY_DBMOVED) until it is opened anew.
-    Byte 18 of the file says which journal it has (https://sqlite.org/fileformat2.html): 1 rollback, 2 write-ahead.
-    """
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        return
-    with open(path, "rb", buffering=0) as file:
-        head = file.read(19)
-    if head.startswith(b"SQLite format 3\0") and head[18:] == b"\1":
-        yield _Fault(
-            where, target, "a SQLite database with a rollback journal stays read-only after a restore",
-            "PRAGMA journal_mode=WAL, or open it anew in an after_restore hook", blocking=False,
         )  # fmt: skip
 
 

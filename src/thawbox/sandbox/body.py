@@ -9,6 +9,7 @@ import msgspec
 
 from thawbox.errors import CorruptSnapshot
 from thawbox.host.clocks import Clocks
+from thawbox.host.databases import OpenDatabase
 from thawbox.host.rootfs import RootfsKind
 from thawbox.model import SandboxId, SnapshotId, Spec
 from thawbox.sandbox.journal import Record
@@ -16,10 +17,14 @@ from thawbox.sandbox.journal import Record
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The frozen moment: the sandbox's clocks, and which guests (names of sockets) must answer after a restore."""
+    """The frozen moment: the sandbox's clocks, and which guests (names of sockets) must answer after a restore.
+
+    `databases` are those of SQLite, whose files will have another identity.
+    """
 
     clocks: Clocks
     guests: tuple[str, ...] = ()
+    databases: tuple[OpenDatabase, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

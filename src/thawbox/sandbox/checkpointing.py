@@ -14,6 +14,7 @@ from dataclasses import replace
 from thawbox.engines import INIT_PID, Place
 from thawbox.errors import DumpFailed, InvalidRequest, SnapshotNotFound
 from thawbox.host.clocks import Clocks, clocks_of
+from thawbox.host.databases import OpenDatabase, find_databases
 from thawbox.host.files import locked
 from thawbox.host.proc import children, command_name, pid_inside
 from thawbox.lifecycle import Verb, next_phase
@@ -104,9 +105,11 @@ def dump(context: Context, record: Record, staging: Staging, wish: Wish) -> Unfi
     ahead = capture_ahead(context, record, since, staging.layer)
     captures: list[Capture] = []
     clocks: list[Clocks] = []
+    databases: list[OpenDatabase] = []
 
     def while_stopped() -> None:
         clocks.append(clocks_of(record.keeper_pid))
+        databases.extend(find_databases(cgroup.pids()))
         captures.append(capture_frozen(context, record, ahead, late_directory(staging)))
         if wish.stop:
             cgroup.request_freeze()
@@ -119,7 +122,7 @@ def dump(context: Context, record: Record, staging: Staging, wish: Wish) -> Unfi
         check_freezable(context, record)
         report = context.engine.dump(place, staging.images, while_stopped=while_stopped, tracked=known)
     return Unfinished(
-        record, wish, parent, Moment(clocks[0], names_in(record, attendance)), report, beneath=since.layers,
+        record, wish, parent, Moment(clocks[0], names_in(record, attendance), tuple(databases)), report, beneath=since.layers,
         marks=encode_marks(captures[0].marks), files_changed=captures[0].changed, dump_number=number,
     )  # fmt: skip
 

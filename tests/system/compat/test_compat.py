@@ -124,11 +124,13 @@ answer = [[lock._is_owned(), sum(thread.is_alive() for thread in threads)], tota
 import sqlite3
 base = sqlite3.connect("/var/base.db", isolation_level=None); base.execute("PRAGMA journal_mode=WAL")
 base.execute("CREATE TABLE seen (number INTEGER)"); base.execute("INSERT INTO seen VALUES (1)")
+rollback = sqlite3.connect("/var/rollback.db", isolation_level=None); rollback.execute("CREATE TABLE seen (n)")
 open_one = sqlite3.connect("/var/other.db", isolation_level=None); open_one.execute("CREATE TABLE kept (word TEXT)")
 open_one.execute("BEGIN"); open_one.execute("INSERT INTO kept VALUES ('in the middle')")
 """,
         """
 base.execute("INSERT INTO seen SELECT max(number) + 1 FROM seen")
+rollback.execute("INSERT INTO seen VALUES (1)")
 kept = open_one.execute("SELECT word FROM kept").fetchall()
 answer = [[kept, open_one.in_transaction], base.execute("SELECT max(number) FROM seen").fetchone()[0]]
 """,
@@ -261,8 +263,7 @@ def test_a_jupyter_kernel_goes_on(node: Node, verdict: Verdict) -> None:
     _packages("jupyter_client")
     sandbox = node.run(
         Spec(
-            # its history is a SQLite database with a rollback journal: see docs/compatibility.md
-            ("python3", "-m", "ipykernel_launcher", "-f", "/tmp/kernel.json", "--HistoryManager.hist_file=:memory:"),
+            ("python3", "-m", "ipykernel_launcher", "-f", "/tmp/kernel.json"),
             mounts=(Mount(str(packages), "/opt/packages", read_only=True),),
             env={"PYTHONPATH": "/opt/packages", "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/tmp"},
             ready="cmd:test -s /tmp/kernel.json", ready_timeout=60,
