@@ -234,6 +234,27 @@ def test_a_crash_loop_waits_and_ends(mortal: Sandbox, supervisor: Supervisor, he
     assert [event.details["seconds"] for event in heard.all if event.what == "recover.waits"] == [0.01, 0.02]
 
 
+def test_a_spare_follows_the_newest_snapshot_and_what_comes_of_it_is_the_sandbox_itself(
+    node: Node, mortal: Sandbox, ask: Ask, traces: Callable[[], Traces]
+) -> None:
+    before, heard = traces(), Heard()
+    with Supervisor(node.context, tell=heard) as supervisor:
+        supervisor.supervise(mortal, Policy(spare=True, settled_after=0))
+        first = heard.until("spare.ready").details["snapshot"]
+        for _ in range(3):
+            kept = ask(mortal, "grow")
+            newest = mortal.checkpoint()
+            assert newest.id != first
+            supervisor.refresh()
+            assert heard.until("spare.ready").details["snapshot"] == newest.id
+            os.kill(main_program(mortal), signal.SIGKILL)
+            assert heard.until("recover.complete").details["snapshot"] == newest.id
+            assert ask(mortal) == kept
+            heard.until("supervise.watching")
+    assert len(traces().processes) == len(before.processes)
+    assert traces().threads == before.threads
+
+
 def test_a_stop_is_no_death_and_a_restore_is_watched_again(
     mortal: Sandbox, ask: Ask, supervisor: Supervisor, heard: Heard
 ) -> None:

@@ -29,11 +29,20 @@ from thawbox.cli.served import served
 @click.option("--health-threshold", type=int, metavar="N", help="Refusals in a row that mean a hang. Default: 3.")
 @click.option("--checkpoint-every", metavar="SPAN", help="Take a snapshot that often, if anything changed.")
 @click.option("--keep", type=int, default=3, show_default=True, metavar="N", help="How many of those snapshots stay.")
+@click.option("--spare", is_flag=True, help="Hold the newest snapshot's memory ready: faster, and costs that memory.")
 @click.option("--off", is_flag=True, help="Watch over it no longer; forget its recoveries.")
 @sandbox_argument
 @json_option
 def supervise_command(
-    *, name: str, restart: str, checkpoint_every: str | None, keep: int, off: bool, as_json: bool, **health: Any
+    *,
+    name: str,
+    restart: str,
+    checkpoint_every: str | None,
+    keep: int,
+    spare: bool,
+    off: bool,
+    as_json: bool,
+    **health: Any,
 ) -> None:
     """Have a sandbox watched over by `thawbox serve`: what dies or hangs is restored from its newest good snapshot.
 
@@ -55,6 +64,7 @@ def supervise_command(
         health=spec_text.read_health({key: value for key, value in health.items() if value is not None}),
         checkpoint_every=spec_text.read_span(checkpoint_every) if checkpoint_every else 0.0,
         keep=keep,
+        spare=spare,
     )
     with opened() as node:
         sandbox = node.sandbox(name)

@@ -238,6 +238,8 @@ class Supervisor:
                 self._begin_recovery(watch)
             elif watch.checkpoint_at <= now:
                 self._begin_checkpoint(watch)
+            elif watch.spare_at <= now:
+                self._begin_spare(watch)
             else:
                 self._begin_probe(watch)
 
@@ -279,6 +281,8 @@ class Supervisor:
                 self._notice_death(watch)
         if watch.state in (State.ENDED, State.GAVE_UP) and record.phase in ALIVE and record.keeper_pid:
             self._attach(watch, record)
+        if watch.policy.spare and record.parent_snapshot != watch.spare.snapshot:
+            watch.spare_at = 0.0
 
     def _adopt(self, sandbox: SandboxId, policy: Policy) -> None:
         """Watch a sandbox under this policy from now on, and as if nothing had been given up."""
@@ -289,6 +293,7 @@ class Supervisor:
         watch = self._watches.pop(sandbox, None)
         if watch is not None:
             self._detach(watch)
+            jobs.drop_spare(self._context, watch.spare)
 
     def _attach(self, watch: Watch, record: Record) -> None:
         """Watch this life of the sandbox; one that is over already is a death."""
@@ -323,6 +328,7 @@ class Supervisor:
     def _close_lives(self) -> None:
         for watch in self._watches.values():
             self._detach(watch)
+            jobs.drop_spare(self._context, watch.spare)
 
     # --- deaths -----------------------------------------------------------------------------------------------
 
@@ -420,6 +426,19 @@ class Supervisor:
         watch.has_first = watch.has_first or made.snapshot is not None
         if not watch.has_first:
             watch.checkpoint_at = time.monotonic() + _AFTER_FAILED_CHECKPOINT
+
+    def _begin_spare(self, watch: Watch) -> None:
+        watch.is_busy, watch.spare_at = True, NEVER
+        job = partial(jobs.renew_spare, self._context, watch.id, watch.spare)
+        self._hand_out(self._errands, job, watch, partial(self._end_spare, watch))
+
+    def _end_spare(self, watch: Watch, spare: jobs.Spare) -> None:
+        watch.is_busy = False
+        if self._watches.get(watch.id) is not watch:
+            jobs.drop_spare(self._context, spare)
+        elif spare != watch.spare:
+            watch.spare = spare
+            self._say(watch, "spare.ready" if spare.is_held else "spare.refused", snapshot=spare.snapshot)
 
     def _hand_out(
         self, threads: ThreadPoolExecutor, job: Callable[[], _T], watch: Watch, end: Callable[[_T], None]

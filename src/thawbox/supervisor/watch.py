@@ -13,8 +13,10 @@ from thawbox.host.proc import start_time
 from thawbox.model import SandboxId
 from thawbox.restart_plan import Policy
 from thawbox.sandbox import Context, Record
+from thawbox.supervisor.jobs import Spare
 
 NEVER = math.inf
+NO_SPARE = Spare()
 
 
 class State(enum.Enum):
@@ -45,6 +47,8 @@ class Watch:
     recover_at: float = NEVER
     has_waited: bool = False
     has_first: bool = False
+    spare: Spare = NO_SPARE
+    spare_at: float = NEVER
     is_busy: bool = False
 
     def next_due(self) -> float:
@@ -53,7 +57,7 @@ class Watch:
             return self.recover_at
         if self.state is not State.WATCHING or self.is_busy:
             return NEVER
-        return min(self.probe_at, self.checkpoint_at)
+        return min(self.probe_at, self.checkpoint_at, self.spare_at)
 
 
 @dataclass(frozen=True, slots=True)
