@@ -46,7 +46,8 @@ def main() -> None:
         notes=(
             f"A recovery takes {ratio:.2f} times what a cold start takes (p50), and it brings back the memory that a "
             "cold start has not: `proven` counts the agents that named their nonce and the digest of all their bytes.",
-            "There is no spare: the snapshot is restored after the death. Raw samples: recovery.csv.",
+            "A spare is the memory of the newest snapshot, held ready: the restore shares it, copy on write. "
+            "Raw samples: recovery.csv.",
         ),
     )  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
