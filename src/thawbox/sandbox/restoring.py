@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from thawbox.engines import Place
-from thawbox.errors import SandboxNotFound
+from thawbox.errors import RestoreFailed, SandboxNotFound
 from thawbox.host.clocks import offsets_to_go_on
 from thawbox.host.databases import mend_identities
 from thawbox.host.files import remove_tree
@@ -179,8 +179,21 @@ def _bring_to_life(context: Context, planned: Record, fetched: Fetched, undo: Ex
     def before_resume() -> None:
         mend_identities(cgroup.pids(), databases)
 
-    context.engine.restore(place, fetched.images[-1], before_resume=before_resume)
+    try:
+        context.engine.restore(place, fetched.images[-1], before_resume=before_resume)
+    except RestoreFailed as failed:
+        if cgroup.oom_kills():
+            raise _does_not_fit(record, failed) from failed
+        raise
     return replace(record, phase=next_phase(Phase.CREATING, Verb.STARTED, who=record.name))
+
+
+def _does_not_fit(record: Record, failed: RestoreFailed) -> RestoreFailed:
+    return RestoreFailed(
+        f"{record.name} does not fit into its memory limit of {record.spec.memory} bytes while it is restored",
+        remediation="a restore needs about 1 MiB more than the sandbox: give it a larger limit when it is run",
+        log=failed.log,
+    )
 
 
 def _holder(record: Record) -> str:
