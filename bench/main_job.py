@@ -1,6 +1,7 @@
 """The main job beside bare criu: create, checkpoint, restore, clone. Writes docs/benchmarks/main-job.{md,csv}.
 
-Run as root: `python bench/main_job.py [--rounds 20] [--seed 1] [--only WORD …] [--out docs/benchmarks] [--json]`.
+Run as root: `python bench/main_job.py [--rounds 20] [--seed 1] [--only WORD …] [--quiet 2] [--out docs/benchmarks]
+[--json]`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from thawbox.bench import Requirement, machine_facts, markdown, run_rounds, summarise, write_samples
-from thawbox.bench.machine import load
+from thawbox.bench.machine import load, wait_quiet
 from thawbox.bench.main_job import MainJob, requirements, snapshot_sizes
 from thawbox.config import load_settings
 from thawbox.node import Node
@@ -27,10 +28,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1, help="of the order within each round")
     parser.add_argument("--only", nargs="*", help="scenarios to run; then no report is written")
+    parser.add_argument("--quiet", type=float, default=2.0, help="seconds to wait for idle cores, before each")
     parser.add_argument("--out", type=Path, default=OUT, help="directory of the report")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    facts = machine_facts()
+    facts, quiet = machine_facts(), list[bool]()
+
+    def before_each(number: int, name: str) -> None:
+        say(number, name)
+        quiet.append(wait_quiet(timeout=options.quiet))
+
     with ExitStack() as undo:
         scratch = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="thawbox-bench-")))
         node = undo.enter_context(Node(load_settings(home=scratch / "home")))
@@ -38,7 +45,7 @@ def main() -> None:
         job = undo.enter_context(MainJob(node, scratch))
         scenarios = [one for one in job.scenarios() if not options.only or one.name in options.only]
         clocks = {row: clock for one in scenarios for row, clock in one.rows.items()}
-        samples = run_rounds(scenarios, rounds=options.rounds, rng=random.Random(options.seed), progress=say)
+        samples = run_rounds(scenarios, rounds=options.rounds, rng=random.Random(options.seed), progress=before_each)
         sizes = {} if options.only else snapshot_sizes(node)
     print(file=sys.stderr)
     summaries = summarise(samples)
@@ -48,6 +55,7 @@ def main() -> None:
         return
     bars = requirements(summaries, sizes)
     facts["load at the end"] = load()
+    facts["quiet"] = f"{sum(quiet)} of {len(quiet)} measurements began with idle cores"
     options.out.mkdir(parents=True, exist_ok=True)
     write_samples(options.out / "main-job.csv", samples)
     report = markdown(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import time
 from pathlib import Path
 
 
@@ -26,6 +27,34 @@ def machine_facts() -> dict[str, str]:
 def load() -> str:
     """The load averages of the last 1, 5 and 15 minutes."""
     return " ".join(f"{average:.2f}" for average in os.getloadavg())
+
+
+_WINDOW = 0.1
+"""Seconds over which the cores' idleness is looked at: long enough for the kernel's ticks to say something."""
+_QUIET = 0.9
+"""Share of idle time from which others do not disturb a measurement."""
+
+
+def wait_quiet(*, timeout: float) -> bool:
+    """Wait until nobody else uses the cores, at most `timeout` seconds; whether they are idle now.
+
+    What happens after that nobody knows: it makes disturbed samples fewer, not impossible.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        before = _ticks()
+        time.sleep(_WINDOW)
+        idle, total = (now - then for now, then in zip(_ticks(), before, strict=True))
+        if total and idle >= _QUIET * total:
+            return True
+        if time.monotonic() >= deadline:
+            return False
+
+
+def _ticks() -> tuple[int, int]:
+    """Idle ticks (waiting for the disk is not idle) and all ticks of all cores since boot: line 1 of /proc/stat."""
+    fields = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return fields[3], sum(fields)
 
 
 def _field(path: str, keys: tuple[str, ...]) -> str:
