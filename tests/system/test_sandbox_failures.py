@@ -272,6 +272,31 @@ def test_when_criu_is_killed_with_its_work_done_but_for_the_thaw_it_counts_for_n
     assert ask(sandbox, "move")["kept"] == begun
 
 
+HOLD = """
+import mmap, os, time
+held = mmap.mmap(-1, 40 << 20, mmap.MAP_PRIVATE)
+for megabyte in range(40):
+    held[megabyte << 20 : (megabyte + 1) << 20] = os.urandom(1 << 20)
+print("held", flush=True)
+time.sleep(10_000)
+"""
+
+
+def test_a_memory_limit_too_small_to_restore_into_is_named_and_leaves_the_snapshot_and_nothing_else(
+    node: Node, unchanged: Unchanged
+) -> None:
+    free = node.run(Spec(("python3", "-c", HOLD), ready="log:held"))
+    needed = free.stats().memory
+    free.remove(force=True)
+    tight = node.run(Spec(("python3", "-c", HOLD), ready="log:held", memory=(needed + (128 << 10)) // 4096 * 4096))
+    snapshot = tight.checkpoint()
+    with unchanged(), pytest.raises(RestoreFailed, match="memory limit") as refused:
+        snapshot.clone()
+    assert_clear(refused.value)
+    assert tight.state is Phase.RUNNING
+    assert not node.context.store.verify(deep=True)
+
+
 def test_a_damaged_snapshot_is_refused_before_anything_is_made_of_it(
     node: Node, workload: RunWorkload, unchanged: Unchanged
 ) -> None:

@@ -89,15 +89,7 @@ def test_a_node_agent_goes_on_through_50_rounds(node: Node, workload: Callable[.
     "command",
     [
         pytest.param(("python3", "threads64.py"), id="64 threads"),
-        pytest.param(
-            ("python3", "sqlite_transaction.py", "delete"),
-            id="sqlite with a rollback journal",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="a restored file has another inode number: sqlite commits its transaction and refuses the next "
-                "('attempt to write a readonly database', SQLITE_READONLY_DBMOVED)",
-            ),
-        ),
+        pytest.param(("python3", "sqlite_transaction.py", "delete"), id="sqlite with a rollback journal"),
         pytest.param(("python3", "sqlite_transaction.py", "wal"), id="sqlite with a write-ahead log"),
         pytest.param(("python3", "deep_tree.py"), id="a tree five deep with zombies"),
         pytest.param(("python3", "terminal.py"), id="bash on a pty of python's"),
