@@ -114,6 +114,27 @@ def test_detached_it_belongs_to_the_sandbox_and_its_snapshots(cli: Cli) -> None:
     assert cli("exec", "-d", "-t", "box", "sh").status == 102
 
 
+def test_a_frozen_sandbox_is_waited_for_and_two_signals_end_the_waiting(cli: Cli) -> None:
+    counting = COUNTING.replace(">&2", ">/dev/null")
+    running = cli.start("exec", "box", "sh", "-c", counting, stdin=subprocess.DEVNULL)
+    waiting = cli.start("exec", "box", "sh", "-c", counting, stdin=subprocess.DEVNULL)
+    assert running.stdout is not None
+    assert waiting.stdout is not None
+    assert running.stdout.readline() == waiting.stdout.readline() == b"out 1\n"
+    assert cli("freeze", "box").status == 0
+    waiting.send_signal(signal.SIGINT)
+    while waiting.poll() is None:  # two at once may arrive as one
+        waiting.send_signal(signal.SIGTERM)
+        os.sched_yield()
+    waiting.communicate(timeout=TIMEOUT)
+    assert waiting.returncode in (143, -signal.SIGTERM), "one more may find it when it is leaving already"
+    assert cli("thaw", "box").status == 0
+    assert running.stdout.readline() == b"out 2\n"
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=TIMEOUT)
+    assert running.returncode == 130
+
+
 class _Terminal:
     """A terminal with `exec -it` in it; a context manager that leaves neither behind."""
 

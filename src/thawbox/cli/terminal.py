@@ -2,6 +2,7 @@
 
 Rule 1: one thread, one `select`: on the session, on our input while there is room for it, and on signals.
 Rule 2: signal handlers only note what came; the loop acts, so that no frame is ever written in the middle of another.
+The second signal of a kind ends us wherever we are, also while we wait for a frozen sandbox.
 Rule 3: the terminal is put back as it was on every path out.
 """
 
@@ -72,8 +73,12 @@ def _raw_terminal(fd: int) -> Generator[None]:
 def _signals(*numbers: signal.Signals) -> Generator[tuple[deque[signal.Signals], int]]:
     """The signals that come during the block, noted in order, and a descriptor that wakes `select` for each."""
     came: deque[signal.Signals] = deque()
+    times: Counter[int] = Counter()
 
     def note(number: int, _: FrameType | None) -> None:
+        times[number] += 1
+        if number in _PASSED_ON and times[number] > 1:
+            raise SystemExit(128 + number)
         came.append(signal.Signals(number))
 
     wakeup, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -90,8 +95,7 @@ def _signals(*numbers: signal.Signals) -> Generator[tuple[deque[signal.Signals],
 
 
 def _join(session: ExecSession, source: int | None, came: deque[signal.Signals], wakeup: int) -> Exited | str | int:
-    """How the command ended: Exited, the words of Interrupted, or the number of the signal that ends us."""
-    passed_on: Counter[signal.Signals] = Counter()
+    """How the command ended: Exited, the words of Interrupted, or SIGPIPE's number when nobody reads us any more."""
     writers = {Stream.STDOUT: _writer(STDOUT), Stream.STDERR: _writer(STDERR)}
     while True:
         for event in (events := session.poll(0)):
@@ -115,11 +119,8 @@ def _join(session: ExecSession, source: int | None, came: deque[signal.Signals],
             number = came.popleft()
             if number is signal.SIGWINCH:
                 _pass_size(session)
-                continue
-            passed_on[number] += 1
-            if passed_on[number] > 1:
-                return int(number)
-            session.signal(number)
+            else:
+                session.signal(number)
 
 
 def _pass_input(session: ExecSession, source: int) -> int | None:

@@ -471,6 +471,8 @@ class ExecSession:
                 self.take_over()
             except (Unavailable, NotFound, OSError) as error:
                 self._wire.close()
+                if isinstance(error, BlockingIOError):  # frozen: it goes on when it is thawed, however long that is
+                    deadline = time.monotonic() + self.reconnect_seconds
                 if isinstance(error, SessionGone) or time.monotonic() >= deadline:
                     self._over = Interrupted(str(error))
                     return
