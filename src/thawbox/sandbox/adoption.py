@@ -73,7 +73,9 @@ def _strangers(context: Context, records: dict[SandboxId, Record]) -> list[Sandb
     alive = {record.id for record in records.values() if record.phase in ALIVE}
     directories = context.home / "sandboxes"
     kept = {SandboxId(path.name) for path in directories.iterdir()} if directories.is_dir() else set[SandboxId]()
-    locks = {SandboxId(name.partition(".")[0]) for name in names_in(context.home / "locks")}
+    # pools, templates and the supervisor have locks there too: trying those would look like a second owner
+    names = (name.partition(".")[0] for name in names_in(context.home / "locks"))
+    locks = {SandboxId(name) for name in names if name.startswith("sb-")}
     return sorted((groups - alive) | ((kept | locks) - set(records)))
 
 
