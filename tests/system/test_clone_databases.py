@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from guests import SETUP, evaluate, interpreter, run
-from thawbox.host.databases import find_databases, mend_identities
+from thawbox.host.databases import _replace_in_memory, find_databases, mend_identities
+from thawbox.host.proc import pid_inside
 from thawbox.node import Node
+from thawbox.sandbox import Snapshot
 
 DATABASES = (
     SETUP
@@ -38,7 +43,9 @@ def test_an_open_database_can_be_written_and_its_locks_hold_after_any_number_of_
     sandbox = interpreter(node, f"MODE = {mode!r}\n" + DATABASES)
     for number in range(3):
         assert evaluate(sandbox, "attempt(base, 'INSERT INTO seen VALUES (1)')") == "done"
-        clone = sandbox.checkpoint().clone()
+        snapshot = sandbox.checkpoint()
+        assert all(database["places"] for database in _databases(snapshot)), "a restore would have to search for it"
+        clone = snapshot.clone()
         sandbox, _ = sandbox.checkpoint(stop=True).restore()
         for one in (clone, sandbox):
             assert evaluate(one, "attempt(base, 'INSERT INTO seen VALUES (1)', 'BEGIN IMMEDIATE')") == "done"
@@ -50,6 +57,27 @@ def test_an_open_database_can_be_written_and_its_locks_hold_after_any_number_of_
             assert evaluate(one, "base.execute('SELECT count(*) FROM seen').fetchone()[0]") == 2 * (number + 1)
             assert evaluate(one, "base.execute('PRAGMA integrity_check').fetchone()[0]") == "ok"
         clone.remove(force=True)
+
+
+def _databases(snapshot: Snapshot) -> list[dict[str, Any]]:
+    moment: dict[str, Any] = snapshot.stored.manifest.body["moment"]  # type: ignore[assignment]
+    found: list[dict[str, Any]] = moment["databases"]
+    assert found
+    return found
+
+
+def test_a_database_is_mended_by_searching_where_nobody_had_looked_for_its_places(node: Node) -> None:
+    sandbox = interpreter(node, "MODE = 'DELETE'\n" + DATABASES)
+    pids = node.context.cgroup(sandbox.id).pids()
+    (database,) = find_databases(pids)
+    sandbox.freeze()
+    other = replace(database, inode=database.inode + 1)
+    (pid,) = [pid for pid in pids if pid_inside(pid) == database.pid]
+    assert _replace_in_memory(pid, {database.identity: other.identity}) > 0
+    assert mend_identities(pids, [other]) > 0
+    assert mend_identities(pids, [replace(other, places=())]) == 0
+    sandbox.thaw()
+    assert evaluate(sandbox, "attempt(base, 'INSERT INTO seen VALUES (1)')") == "done"
 
 
 def test_databases_of_every_process_are_found_and_nothing_else_is(node: Node) -> None:

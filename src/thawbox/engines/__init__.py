@@ -106,6 +106,13 @@ class Engine(Protocol):
         """Write into the empty directory `out` the full images equal to the newest of `chain` (base first)."""
         ...
 
+    def find_pairs(self, chain: Sequence[Path], task: int, pairs: Sequence[bytes]) -> tuple[tuple[int, ...], ...]:
+        """For each of `pairs` (16 bytes) the addresses, multiples of 8, at which it lies in the memory of `task`.
+
+        `chain` is images directories, base first, `task` a pid inside. Raises NotFound where there is no such task.
+        """
+        ...
+
     def version(self) -> str:
         """The engine's version, as its images depend on it; raises Unsupported when it cannot run at all."""
         ...

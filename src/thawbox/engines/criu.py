@@ -143,6 +143,11 @@ class CriuEngine:
             return False
         return is_clean(make_delta(images, parents, parent_link=parent_link))
 
+    def find_pairs(self, chain: Sequence[Path], task: int, pairs: Sequence[bytes]) -> tuple[tuple[int, ...], ...]:
+        from thawbox.engines.criu_search import find_pairs
+
+        return find_pairs(chain, task, pairs)
+
     def flatten(self, chain: Sequence[Path], out: Path) -> None:
         from thawbox.engines.criu_delta import flatten
 

@@ -121,6 +121,14 @@ class FakeEngine:
         _write(images, _Image(changed, image.present))
         return not changed and set(image.present) == set(before)
 
+    def find_pairs(
+        self,
+        chain: Sequence[Path],  # noqa: ARG002 - its trees have no memory
+        task: int,  # noqa: ARG002
+        pairs: Sequence[bytes],
+    ) -> tuple[tuple[int, ...], ...]:
+        return tuple(() for _ in pairs)
+
     def flatten(self, chain: Sequence[Path], out: Path) -> None:
         pages = _effective(chain[-1])
         _write(out, _Image(pages, tuple(pages)))

@@ -6,6 +6,7 @@ Rule 2: the snapshot exists when the store says so; what was not finished is swe
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 import msgspec
 
 from thawbox.engines import DumpReport
-from thawbox.errors import SandboxNotFound
+from thawbox.errors import NotFound, SandboxNotFound
+from thawbox.host.databases import OpenDatabase
 from thawbox.host.files import remove_tree
 from thawbox.host.layer_stacks import merge_layers
 from thawbox.model import SnapshotId, SnapshotKind
@@ -75,17 +77,36 @@ def finish(context: Context, staging: Staging, unfinished: Unfinished) -> Checkp
     if wish.skip_if_clean and clean and parent is not None and not unfinished.files_changed:
         context.store.answer(staging, parent, name=wish.name, labels=wish.labels)
         return _report(context.store.record(parent), unfinished.report, skipped=True)
+    moment = _with_places(context, staging, unfinished.moment, parent)
     draft = Draft(
         kind=SnapshotKind.FULL if parent is None else SnapshotKind.DELTA,
         parent=parent,
         compat=replace(context.machine, rootfs=record.rootfs_digest),
         layers=_layers_beneath(context, staging, unfinished.beneath),
-        body=body_of(record, unfinished.moment, frozen_ms=unfinished.report.frozen_ms),
+        body=body_of(record, moment, frozen_ms=unfinished.report.frozen_ms),
     )
     stored = context.store.put(staging, draft, name=wish.name, labels=wish.labels, ttl=wish.ttl, pinned=wish.pinned)
     remember_capture(context, record, stored.id, stored.manifest.layers, unfinished.marks)
     note_snapshot(generation_directory(context, record), unfinished.dump_number, stored.id)
     return _report(stored, unfinished.report)
+
+
+def _with_places(context: Context, staging: Staging, moment: Moment, parent: SnapshotId | None) -> Moment:
+    """The same, with the places in memory at which each database's identity lies: a restore need not search."""
+    if not moment.databases:
+        return moment
+    with contextlib.ExitStack() as reading:
+        beneath = () if parent is None else reading.enter_context(context.store.reading(parent)).images
+        chain = (*beneath, staging.images)
+        located: list[OpenDatabase] = []
+        for task in dict.fromkeys(database.pid for database in moment.databases):
+            mine = [database for database in moment.databases if database.pid == task]
+            try:
+                places = context.engine.find_pairs(chain, task, [database.identity for database in mine])
+            except NotFound:  # it lives in another task's memory: the restore searches
+                return moment
+            located += [replace(database, places=at) for database, at in zip(mine, places, strict=True)]
+    return replace(moment, databases=tuple(located))
 
 
 def finish_apart(context: Context, staging: Staging, unfinished: Unfinished) -> None:
