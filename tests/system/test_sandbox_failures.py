@@ -152,6 +152,8 @@ def test_a_criu_that_will_not_do_is_named_and_the_sandbox_runs_on(
     node = open_node(criu=fake_criu(home, body))
     sandbox = node.run(Spec(SLEEP))
     sandbox.run("true")
+    with pytest.raises((Unsupported, EngineError)):
+        sandbox.checkpoint()  # a generation keeps count of its dumps from the first on
     with unchanged(), pytest.raises((Unsupported, EngineError)) as refused:
         sandbox.checkpoint()
     assert_clear(refused.value)
@@ -168,6 +170,8 @@ def test_a_criu_that_says_nothing_is_ended_in_time(
     body = f'[ "$1" = --version ] && exec {real} "$@"; exec sleep 1000'
     sandbox.run("true")
     silent = open_node(criu=fake_criu(home, body), engine_timeout=1.0)
+    with pytest.raises((DumpFailed, Unsupported)):
+        silent.sandbox(sandbox.id).checkpoint()  # a generation keeps count of its dumps from the first on
     with unchanged(), pytest.raises((DumpFailed, Unsupported)) as failed:
         silent.sandbox(sandbox.id).checkpoint()
     assert_clear(failed.value)
