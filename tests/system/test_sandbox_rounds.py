@@ -102,15 +102,16 @@ def test_what_a_program_holds_goes_on_through_8_rounds(
     assert len(list(rounds(node, workload(*command), ask, 8))) == 8
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a task that is stopped and then frozen cannot be traced: CRIU hangs until it is ended",
-)
-def test_a_frozen_sandbox_with_a_stopped_process_can_be_checkpointed(open_node: Callable[..., Node]) -> None:
-    node = open_node(engine_timeout=3.0)
+def test_a_frozen_sandbox_with_a_stopped_process_is_frozen_after_its_checkpoint(node: Node) -> None:
     sandbox = node.run(Spec(("sh", "-c", "sleep 1000 & kill -STOP $!; wait"), ready=STOPPED))
     sandbox.freeze()
-    sandbox.checkpoint()
+    for stop in (False, True):
+        snapshot = sandbox.checkpoint(stop=stop)
+        clone = snapshot.clone()
+        assert clone.run("sh", "-c", "cat /proc/[0-9]*/status | grep -c 'T (stopped)'").stdout == b"1\n"
+        if not stop:
+            assert sandbox.state is Phase.FROZEN
+            assert node.context.cgroup(sandbox.id).is_frozen()
 
 
 def test_a_stopped_process_is_stopped_after_a_restore_and_goes_on_when_told(node: Node) -> None:

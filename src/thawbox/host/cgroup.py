@@ -146,6 +146,11 @@ class Cgroup:
         with self._present():
             return self._freezer().is_frozen()
 
+    def holds_stopped(self) -> bool:
+        """Whether a task of the tree is stopped (SIGSTOP, ^Z), frozen or not."""
+        with self._present():
+            return self._freezer().holds_stopped()
+
     def pids(self) -> frozenset[int]:
         """Host pids of every process of the sandbox, the keeper included; empty if the groups are gone."""
         found: set[int] = set()

@@ -22,6 +22,8 @@ _VFORK_PAUSE = 0.001
 """Seconds that a vforked child is given to come to its exec."""
 _VFORK_WAITS = frozenset({"kernel_clone", "wait_for_vfork_done", "_do_fork"})
 """Kernel functions, by kernel version, in which a task sleeps only for its vforked child (`kernel/fork.c`)."""
+_STOPS = frozenset({"do_signal_stop"})
+"""Kernel functions in which a task sleeps while it is stopped (`kernel/signal.c`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +97,17 @@ class Freezer:
         finally:
             os.close(events)
 
+    def holds_stopped(self) -> bool:
+        """Whether a task of the group is stopped by a signal, frozen or not."""
+        return self._any_waits_in(_STOPS)
+
     def _in_vfork(self) -> bool:
         """Whether a task of the group waits for the child that it vforked."""
+        return self._any_waits_in(_VFORK_WAITS)
+
+    def _any_waits_in(self, functions: frozenset[str]) -> bool:
         tasks = (self.path / ("tasks" if self.version == 1 else "cgroup.threads")).read_text().split()
-        return any(_waits_in(task) in _VFORK_WAITS for task in tasks)
+        return any(_waits_in(task) in functions for task in tasks)
 
     def _awake(self) -> str:
         """The tasks in an uninterruptible wait, in words."""

@@ -10,9 +10,11 @@ import contextlib
 import time
 from collections.abc import Generator
 from dataclasses import replace
+from pathlib import Path
 
 from thawbox.engines import INIT_PID, Place
 from thawbox.errors import DumpFailed, InvalidRequest, SnapshotNotFound
+from thawbox.host.cgroup import Cgroup
 from thawbox.host.clocks import Clocks, clocks_of
 from thawbox.host.databases import OpenDatabase, find_databases
 from thawbox.host.files import locked
@@ -116,15 +118,34 @@ def dump(context: Context, record: Record, staging: Staging, wish: Wish) -> Unfi
 
     number, tracked = begin_dump(generation_directory(context, record))
     known = parent_link(tracked) if tracked is not None and tracked == parent else ""
-    place = Place(record.keeper_pid, freezer=cgroup.freezer_dir if record.phase is Phase.FROZEN else None)
     with attending(context, record, stop=wish.stop) as attendance, without_connections(context, record):
         _check_whole(record)
         check_freezable(context, record)
-        report = context.engine.dump(place, staging.images, while_stopped=while_stopped, tracked=known)
+        with _traceable(cgroup, frozen=record.phase is Phase.FROZEN) as freezer:
+            place = Place(record.keeper_pid, freezer=freezer)
+            report = context.engine.dump(place, staging.images, while_stopped=while_stopped, tracked=known)
+    moment = Moment(clocks[0], names_in(record, attendance), tuple(databases))
     return Unfinished(
-        record, wish, parent, Moment(clocks[0], names_in(record, attendance), tuple(databases)), report, beneath=since.layers,
+        record, wish, parent, moment, report, beneath=since.layers,
         marks=encode_marks(captures[0].marks), files_changed=captures[0].changed, dump_number=number,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _traceable(cgroup: Cgroup, *, frozen: bool) -> Generator[Path | None]:
+    """The freezer that holds a frozen tree, for the engine; None for a tree that is not frozen, or cannot stay so.
+
+    A task that was stopped (SIGSTOP) and then frozen cannot be traced: whoever tries hangs. A tree with one runs for
+    the moments before and after the dump.
+    """
+    if not frozen or not cgroup.holds_stopped():
+        yield cgroup.freezer_dir if frozen else None
+        return
+    cgroup.thaw()
+    try:
+        yield None
+    finally:
+        cgroup.freeze()
 
 
 def _check_whole(record: Record) -> None:
