@@ -314,6 +314,19 @@ def test_a_snapshot_that_a_user_made_is_never_taken_for_one_of_ours(
     assert dict(by_hand.stored.facts.labels) == {}
 
 
+def test_near_its_memory_limit_a_checkpoint_saves_what_it_has(
+    mortal: Sandbox, ask: Ask, supervisor: Supervisor, heard: Heard
+) -> None:
+    supervisor.supervise(mortal, Policy(checkpoint_on_pressure=True, settled_after=0))
+    heard.until("supervise.watching")
+    nonce = ask(mortal, "fill")["nonce"]
+    while heard.until("checkpoint.complete").details["why"] != "memory pressure":
+        pass
+    tell_to_die(mortal, "eat")
+    assert "out of memory" in str(heard.until("recover.complete").details["cause"])
+    assert ask(mortal)["nonce"] == nonce
+
+
 def test_supervision_goes_on_with_the_next_supervisor(
     node: Node, mortal: Sandbox, ask: Ask, traces: Callable[[], Traces]
 ) -> None:

@@ -1,12 +1,13 @@
 """A program that dies or hangs as it is told, with a nonce and memory that only a restore can bring back.
 
-One word over TCP on port 8000: `state` answers with JSON; `grow` changes the memory and the file first; `eat` takes
-memory until the kernel kills; `fail` ends by an uncaught MemoryError; `segv` by SIGSEGV; `exit` with status 0; `hang`
-answers and then deadlocks. A request that begins with `GET ` is answered in HTTP.
+One word over TCP on port 8000: `state` answers with JSON; `grow` changes the memory and the file first; `fill` takes
+110 MiB more; `eat` takes memory until the kernel kills; `fail` ends by an uncaught MemoryError; `segv` by SIGSEGV;
+`exit` with status 0; `hang` answers and then deadlocks. A request that begins with `GET ` is answered in HTTP.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,10 +23,18 @@ file = open("/var/log/mortal.log", "a+b", buffering=0)
 lock = threading.Lock()
 
 
+def digest() -> str:
+    """Of the memory, without another copy of it."""
+    whole = hashlib.sha256()
+    for chunk in memory:
+        whole.update(chunk)
+    return whole.hexdigest()
+
+
 def state() -> bytes:
     return json.dumps({
         "nonce": nonce,
-        "memory": hashlib.sha256(b"".join(memory)).hexdigest(),
+        "memory": digest(),
         "file": hashlib.sha256(os.pread(file.fileno(), 1 << 20, 0)).hexdigest(),
         "chunks": len(memory),
         "pid": os.getpid(),
@@ -40,6 +49,8 @@ def obey(word: str) -> None:
     elif word == "eat":
         while True:
             memory.append(bytearray(b"x" * (1 << 20)))
+    elif word == "fill":
+        memory.append(os.urandom(110 << 20))
     elif word == "fail":
         resource.setrlimit(resource.RLIMIT_AS, (1 << 28, 1 << 28))
         bytearray(1 << 40)
@@ -61,7 +72,8 @@ while True:
         if not word:
             continue
         obey(word)
-        connection.sendall(state())
+        with contextlib.suppress(OSError):  # a restore may find the asker gone
+            connection.sendall(state())
     if word == "hang":
         lock.acquire()
         lock.acquire()

@@ -28,6 +28,7 @@ from thawbox.cli.served import served
 @click.option("--health-timeout", metavar="SPAN", help="How long each may take. Default: 5s.")
 @click.option("--health-threshold", type=int, metavar="N", help="Refusals in a row that mean a hang. Default: 3.")
 @click.option("--checkpoint-every", metavar="SPAN", help="Take a snapshot that often, if anything changed.")
+@click.option("--checkpoint-on-pressure", is_flag=True, help="Take one when it comes near its memory limit, too.")
 @click.option("--keep", type=int, default=3, show_default=True, metavar="N", help="How many of those snapshots stay.")
 @click.option("--spare", is_flag=True, help="Hold the newest snapshot's memory ready: faster, and costs that memory.")
 @click.option("--off", is_flag=True, help="Watch over it no longer; forget its recoveries.")
@@ -38,6 +39,7 @@ def supervise_command(
     name: str,
     restart: str,
     checkpoint_every: str | None,
+    checkpoint_on_pressure: bool,
     keep: int,
     spare: bool,
     off: bool,
@@ -63,6 +65,7 @@ def supervise_command(
         restart=Restart(restart),
         health=spec_text.read_health({key: value for key, value in health.items() if value is not None}),
         checkpoint_every=spec_text.read_span(checkpoint_every) if checkpoint_every else 0.0,
+        checkpoint_on_pressure=checkpoint_on_pressure,
         keep=keep,
         spare=spare,
     )

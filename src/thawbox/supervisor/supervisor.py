@@ -8,6 +8,7 @@ Rule 4: what must outlive this process is in the journal before it counts.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import select
@@ -21,8 +22,9 @@ from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
-from thawbox.errors import DumpFailed, InvalidRequest, Unavailable
+from thawbox.errors import DumpFailed, InvalidRequest, ThawboxError, Unavailable
 from thawbox.host.files import locked, private_directory
+from thawbox.host.memory_pressure import is_near
 from thawbox.host.namespaces import reap
 from thawbox.lifecycle import ALIVE
 from thawbox.model import Restart, SandboxId
@@ -40,6 +42,8 @@ _ERRANDS = 4
 """Probes and checkpoints at a time."""
 LOOK_AGAIN = 1.0
 """Seconds between two looks whether another command changed the journal: runs, restores and removals, never deaths."""
+_BETWEEN_PRESSURES = 10.0
+"""Seconds, at least, between two checkpoints for memory pressure: usage goes up and down around its threshold."""
 _AFTER_FAILED_CHECKPOINT = 10.0
 """Seconds until a first checkpoint is tried again that failed."""
 
@@ -301,13 +305,15 @@ class Supervisor:
         if watch.state is State.GAVE_UP:
             remember_supervised(self._context, watch.id, Supervised(watch.policy))
         watch.state, watch.why, watch.hanging, watch.refusals = State.WATCHING, "", None, 0
-        life = watch.life = open_life(self._context, record)
+        life = watch.life = open_life(self._context, record, watch.policy)
         if life is None:
             self._notice_death(watch)
             return
         self._listen(life.pidfd, select.EPOLLIN, partial(self._notice_death, watch))
         if life.oom is not None:
             self._listen(life.oom.fd, life.oom.mask, partial(self._notice_want_of_memory, watch))
+        if life.pressure is not None:
+            self._listen(life.pressure.fd, life.pressure.mask, partial(self._notice_pressure, watch))
         now = time.monotonic()
         health, every = watch.policy.health, watch.policy.checkpoint_every
         watch.probe_at = now + health.interval if health is not None else NEVER
@@ -320,7 +326,7 @@ class Supervisor:
         life, watch.life = watch.life, None
         if life is None:
             return
-        for fd in (life.pidfd, life.oom.fd if life.oom is not None else -1):
+        for fd in life.fds():
             if self._sources.pop(fd, None) is not None:
                 self._epoll.unregister(fd)
         life.close()
@@ -355,6 +361,17 @@ class Supervisor:
             self._say(watch, "memory.killed", kills=kills - life.oom_kills)
             if watch.policy.health is not None:
                 watch.probe_at = 0.0
+
+    def _notice_pressure(self, watch: Watch) -> None:
+        """The sandbox came near its memory limit, or went away from it: near it, what it has is worth keeping."""
+        limit = self._context.journal.find(watch.id).spec.memory
+        if watch.life is None or watch.life.pressure is None or limit is None:
+            return
+        watch.life.pressure.drain()
+        now = time.monotonic()
+        with contextlib.suppress(OSError, ThawboxError):  # gone: the pidfd tells
+            if now - watch.pressed_at >= _BETWEEN_PRESSURES and is_near(self._context.cgroup(watch.id), limit=limit):
+                watch.pressed_at, watch.checkpoint_at, watch.why_checkpoint = now, now, "memory pressure"
 
     def _begin_recovery(self, watch: Watch) -> None:
         watch.state, watch.recover_at = State.RECOVERING, NEVER
@@ -415,10 +432,11 @@ class Supervisor:
         every = watch.policy.checkpoint_every
         watch.checkpoint_at = time.monotonic() + every if every else NEVER
         job = (
-            partial(jobs.checkpoint, self._context, watch.id, watch.policy, self._tell, why="periodic")
+            partial(jobs.checkpoint, self._context, watch.id, watch.policy, self._tell, why=watch.why_checkpoint)
             if watch.has_first
             else partial(jobs.first_checkpoint, self._context, watch.id, watch.policy, self._tell)
         )
+        watch.why_checkpoint = "periodic"
         self._hand_out(self._errands, job, watch, partial(self._end_checkpoint, watch))
 
     def _end_checkpoint(self, watch: Watch, made: jobs.Checkpointed) -> None:

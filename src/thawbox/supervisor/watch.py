@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from thawbox.errors import ThawboxError
 from thawbox.host.cgroup import OomEvents
+from thawbox.host.memory_pressure import open_pressure_events
 from thawbox.host.proc import start_time
 from thawbox.model import SandboxId
 from thawbox.restart_plan import Policy
@@ -47,6 +49,8 @@ class Watch:
     recover_at: float = NEVER
     has_waited: bool = False
     has_first: bool = False
+    why_checkpoint: str = "periodic"
+    pressed_at: float = -NEVER
     spare: Spare = NO_SPARE
     spare_at: float = NEVER
     is_busy: bool = False
@@ -68,14 +72,18 @@ class Life:
     pidfd: int
     oom: OomEvents | None
     oom_kills: int = field(default=0, compare=False)
+    pressure: OomEvents | None = None
+
+    def fds(self) -> tuple[int, ...]:
+        """Every descriptor to listen to."""
+        return (self.pidfd, *(events.fd for events in (self.oom, self.pressure) if events is not None))
 
     def close(self) -> None:
-        os.close(self.pidfd)
-        if self.oom is not None:
-            self.oom.close()
+        for fd in self.fds():
+            os.close(fd)
 
 
-def open_life(context: Context, record: Record) -> Life | None:
+def open_life(context: Context, record: Record, policy: Policy) -> Life | None:
     """Begin to watch the life that a record names; None if it is over."""
     try:
         pidfd = os.pidfd_open(record.keeper_pid) if record.keeper_pid else -1
@@ -86,9 +94,14 @@ def open_life(context: Context, record: Record) -> Life | None:
             os.close(pidfd)
         return None
     cgroup = context.cgroup(record.id)
-    if record.spec.memory is None:
-        return Life(record.keeper_pid, pidfd, None)
-    try:
-        return Life(record.keeper_pid, pidfd, cgroup.open_oom_events(), cgroup.oom_kills())
-    except (OSError, ThawboxError):  # it died just now, which the pidfd tells; or the host counts no memory
-        return Life(record.keeper_pid, pidfd, None)
+    life = Life(record.keeper_pid, pidfd, None)
+    limit = record.spec.memory
+    if limit is None:
+        return life
+    # Where it died just now, the pidfd tells; a host that counts no memory has no word of it.
+    with contextlib.suppress(OSError, ThawboxError):
+        life = replace(life, oom=cgroup.open_oom_events(), oom_kills=cgroup.oom_kills())
+    if policy.checkpoint_on_pressure:
+        with contextlib.suppress(OSError, ThawboxError):
+            life = replace(life, pressure=open_pressure_events(cgroup, limit=limit))
+    return life
