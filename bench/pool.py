@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from thawbox.bench import Requirement, machine_facts, markdown, run_rounds, summarise, write_samples
-from thawbox.bench.machine import load
+from thawbox.bench.machine import load, wait_quiet
 from thawbox.bench.rounds import Scenario, Timed
 from thawbox.bench.samples import Sample
 from thawbox.config import load_settings
@@ -59,7 +59,9 @@ def ask(sandbox: Sandbox) -> str:
 class Bench:
     """The pools and the spec that everything is measured with. `nonce` is the one in the golden snapshot's memory."""
 
-    def __init__(self, node: Node, scratch: Path) -> None:
+    def __init__(self, node: Node, scratch: Path, *, patience: float) -> None:
+        self.quiet: list[bool] = []
+        self.patience = patience
         (scratch / "program.py").write_text(PROGRAM)
         mount = Mount(str(scratch), "/program", read_only=True)
         self.spec = Spec(("python3", "/program/program.py", str(MEBIBYTES)), mounts=(mount,), ready=f"tcp:{PORT}")
@@ -73,8 +75,13 @@ class Bench:
     def proof(self, answer: str) -> str:
         return answer if answer == self.nonce else ""
 
+    def wait_idle(self) -> None:
+        """Wait up to `patience` seconds until nobody else uses the cores, and remember whether that was so."""
+        self.quiet.append(wait_quiet(timeout=self.patience))
+
     def acquire(self, pool: Pool) -> Sequence[Timed]:
-        until_quiet(pool)
+        until_full(pool)
+        self.wait_idle()
         begun = time.perf_counter()
         lease = pool.acquire()
         acquired = time.perf_counter()
@@ -84,6 +91,7 @@ class Bench:
         return [Timed(ACQUIRE, (acquired - begun) * 1000, proof), Timed(ANSWERED, (answered - begun) * 1000, proof)]
 
     def cold(self) -> Sequence[Timed]:
+        self.wait_idle()
         begun = time.perf_counter()
         with self.node.run(self.spec) as sandbox:
             ask(sandbox)
@@ -110,7 +118,7 @@ class Bench:
         return samples, count / (time.perf_counter() - begun)
 
 
-def until_quiet(pool: Pool) -> None:
+def until_full(pool: Pool) -> None:
     """Wait until the pool is full again and nothing of it is under way: its refill is not what is measured."""
     while (now := pool.statistics()).parked < now.target or now.restoring or now.ending or now.leased:
         time.sleep(0.01)
@@ -129,30 +137,32 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1, help="of the order within each round")
     parser.add_argument("--out", type=Path, default=OUT, help="directory of the report")
+    parser.add_argument("--quiet", type=float, default=2.0, help="seconds to wait for idle cores, before each")
     options = parser.parse_args()
     facts = machine_facts()
     with ExitStack() as undo:
         scratch = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="thawbox-bench-")))
         node = undo.enter_context(Node(load_settings(home=scratch / "home")))
         undo.callback(node.tidy)
-        bench = Bench(node, scratch)
+        bench = Bench(node, scratch, patience=options.quiet)
         with node.open_pool("single") as pool:
             scenarios = [
                 Scenario("acquire", {ACQUIRE: "", ANSWERED: ""}, lambda: bench.acquire(pool)),
                 Scenario("cold", {COLD: ""}, bench.cold),
             ]
             samples = run_rounds(scenarios, rounds=options.rounds, rng=random.Random(options.seed))
-            until_quiet(pool)
+            until_full(pool)
             cpu, seconds = parked_cpu(node)
             pool.drain(timeout=0)
         with node.open_pool("burst") as pool:
-            until_quiet(pool)
+            until_full(pool)
             crowd, throughput = bench.burst(pool)
             statistics = pool.statistics()
             pool.drain(timeout=0)
     samples += crowd
     summaries = summarise(samples)
     facts["load at the end"] = load()
+    facts["quiet"] = f"{sum(bench.quiet)} of {len(bench.quiet)} measurements began with idle cores"
     answered, cold = summaries[ANSWERED], summaries[COLD]
     notes = (
         f"A cold start takes {cold.p50 / answered.p50:.0f} times as long as an acquire (medians of the same run).",
