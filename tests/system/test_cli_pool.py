@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from cli_process import Cli
+from thawbox.cli.served import _connected
 from thawbox.host.init_client import Completed
 from thawbox.node import Node
 from thawbox.sandbox import Sandbox
@@ -174,6 +175,20 @@ def ask(sandbox: Sandbox) -> str:
     while True:
         with contextlib.suppress(OSError), sandbox.connect(8000) as connection:
             return connection.recv(4096).decode().split()[0]
+
+
+def test_a_caller_that_hung_up_while_it_waited_keeps_no_clone(cli: Cli, serving: Serving, home: Path) -> None:
+    serving.start()
+    cli("pool", "create", "p", "--template", "tiny", "--low", "0", "--high", "0", "--limit", "1")
+    held = cli("pool", "acquire", "p", "--json").json()
+    with _connected(home) as hanging:
+        hanging.sendall(b"POST /v1/pools/p/leases HTTP/1.1\r\nHost: thawbox\r\nContent-Type: application/json\r\n")
+        hanging.sendall(b'Content-Length: 15\r\n\r\n{"timeout": 60}')
+        while cli("pool", "show", "p", "--json").json()["waiting"] != 1:
+            pass
+    assert cli("pool", "release", held["lease"]).status == 0
+    assert cli("pool", "acquire", "p", "--timeout", "60s").status == 0
+    assert cli("pool", "rm", "p", "--force").status == 0
 
 
 def test_a_template_is_listed_shown_and_rebuilt(cli: Cli, serving: Serving) -> None:
