@@ -4,6 +4,8 @@ Reads one JSON list of operations a line, answers each with a JSON list of diffe
 `Round`. Started by test_trees.py through `unshare --mount`.
 """
 
+# ruff: noqa: PTH101, PTH102, PTH104, PTH106, PTH108, PTH115, PTH208, PTH211 — paths are what system calls take
+
 from __future__ import annotations
 
 import contextlib
@@ -11,11 +13,14 @@ import ctypes
 import json
 import mmap
 import os
+import random
 import shutil
+import signal
 import stat
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +29,7 @@ from thawbox.host.lower_names import OverlayView
 from thawbox.host.tree_copies import copy_attributes
 from thawbox.host.trees import CLOCK_TICK_NS, Marks, copy_layer, shared_mappings
 
+SECRET = b"what lies outside of the overlay"
 OPTIONS = "volatile,index=on,nfs_export=on,redirect_dir=nofollow,metacopy=off"
 CLOCK_REALTIME_COARSE = 5  # linux/time.h
 libc = ctypes.CDLL(None, use_errno=True)
@@ -227,6 +233,47 @@ class Round:
         late = self._copy(live=False)
         stack_onto(Path(late), Path(ahead))
         self._finish(ahead)
+
+    def do_capture_amid_work(self, seed: int) -> None:
+        """A copy ahead while a program works as fast as it can; it is stopped for the copy in the frozen moment."""
+        worker = os.fork()
+        if worker == 0:
+            try:
+                self._work_for_ever(random.Random(seed))
+            finally:
+                traceback.print_exc()
+                os._exit(1)  # what stands above us on the stack is the parent's to clear away
+        try:
+            layers = [self._copy(live=True) for _ in range(2)]
+        finally:
+            os.kill(worker, signal.SIGKILL)
+            os.waitpid(worker, 0)
+        layers.append(self._copy(live=False))
+        for layer in layers[1:]:
+            stack_onto(Path(layer), Path(layers[0]))
+        for directory, _, files in os.walk(layers[0]):
+            for name in files:
+                path = f"{directory}/{name}"
+                if stat.S_ISREG(os.lstat(path).st_mode):
+                    assert SECRET not in Path(path).read_bytes(), "the copy was led out of its layer"
+        self._finish(layers[0])
+
+    def _work_for_ever(self, rng: random.Random) -> None:
+        """Files and directories that come, go and become others, and links that lead out of the overlay."""
+        outside = str(self.root / f"outside-{os.getpid()}")
+        os.mkdir(outside)
+        for name in ("f", "x", "new"):
+            Path(f"{outside}/{name}").write_bytes(SECRET)
+        names = ["d/f", "d/new", "low/new", "new", "new/f", "new/x", "e", "e/f"]
+        while True:
+            name, other = rng.choice(names), rng.choice(names)
+            self.apply(
+                rng.choice(
+                    [["write", name, rng.choice([0, 5000]), rng.randrange(1, 9000), rng.randrange(4)], ["unlink", name],
+                     ["rename", name, other], ["mkdir", name], ["rmtree", name], ["symlink", outside, name],
+                     ["link", name, other], ["chmod", name, 0o755], ["truncate", name, 1], ["mknod", name, 0]]
+                )
+            )  # fmt: skip
 
     def _copy(self, *, live: bool) -> str:
         target = self.new_directory()

@@ -20,8 +20,8 @@ ROUNDS = Path(__file__).with_name("overlay_rounds.py")
 
 Operation = list[Any]
 names = st.sampled_from(
-    ["f", "low/f", "low/g", "low/deep/f", "low/deep/linked", "d/linked", "d/f", "d/new", "d/\udcff", "low/new", "gone/a",
-     "new", "new/f", "new/x", "low/l", "low/deep/er/x", "e", "e/f"]
+    ["f", "low/f", "low/g", "low/deep/f", "low/deep/linked", "d/linked", "d/f", "d/new", "d/\udcff", "low/new",
+     "gone/a", "new", "new/f", "new/x", "low/l", "low/deep/er/x", "e", "e/f"]
 )  # fmt: skip
 directories = st.sampled_from(["low", "low/deep", "low/deep/er", "d", "gone", "new", "e", "low/new", "d/new"])
 any_name = names | directories
@@ -94,3 +94,10 @@ def test_every_stack_of_captures_shows_what_its_sandbox_showed(rounds: Rounds, o
     if rounds.program.poll() is not None:  # it died of the example before
         rounds.__init__()  # type: ignore[misc]
     assert rounds.play(operations) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_captures_made_while_a_program_works_are_whole_once_it_stands_still(rounds: Rounds, seed: int) -> None:
+    changes: list[Operation] = [["write", "d/f", 0, 100, 1], ["tick"]]
+    amid: list[list[Operation]] = [[["capture_amid_work", seed * 10 + number], ["tick"]] for number in range(3)]
+    assert rounds.play([*changes, *amid[0], ["restore"], *amid[1], ["capture"], *amid[2]]) == []

@@ -201,6 +201,32 @@ def test_one_file_under_two_names_is_one_file_along_a_chain(node: Node) -> None:
                     assert said_by(last, "sh", "-c", "cd /root; cat b; ls") == "1\n2\n3\n4\na\nb\n"
 
 
+AGENT = """
+import os, random, socket
+memory = bytearray(os.urandom(64 << 20))
+listening = socket.create_server(("127.0.0.1", 8000))
+while True:
+    connection, _ = listening.accept()
+    with connection:
+        for page in random.sample(range(len(memory) // 4096), int(connection.recv(100) or 0)):
+            memory[page * 4096] ^= 255
+        rss = next(line for line in open("/proc/self/smaps_rollup") if line.startswith("Rss"))
+        connection.sendall(rss.split()[1].encode())
+"""
+
+
+def test_a_delta_costs_what_changed_and_a_full_snapshot_what_is_not_zero(node: Node) -> None:
+    with node.run(Spec(("python3", "-c", AGENT), memory=512 << 20, ready="tcp:8000")) as sandbox:
+        full = sandbox.checkpoint().stored.bytes
+        assert full < min(1.15 * int(said(sandbox, "0")) * 1024, 200e6)
+        deltas = []
+        for _ in range(3):
+            said(sandbox, "1280")  # 5 MiB, scattered
+            deltas.append(sandbox.checkpoint().stored.bytes)
+        assert max(deltas) <= 8 << 20
+        assert full + sum(deltas) <= 0.4 * 4 * full
+
+
 def test_a_checkpoint_that_does_not_wait_is_listed_once_it_is_whole(node: Node, churning: Sandbox) -> None:
     state = said(churning, "step 3")
     pending = churning.begin_checkpoint(Wish(name="later", labels={"a": "b"}))
