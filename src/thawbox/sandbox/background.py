@@ -130,8 +130,11 @@ def finish_order(context: Context, order: Order, *, lock: int) -> None:
 
 
 def _finish(context: Context, staging: Staging, lock: int) -> None:
-    unfinished = read_unfinished(staging)
     try:
-        finish_apart(context, staging, unfinished)
+        unfinished = read_unfinished(staging)
+        try:
+            finish_apart(context, staging, unfinished)
+        finally:
+            context.finishing_lock(unfinished.record.id).unlink(missing_ok=True)
     finally:
-        release_finishing_lock(context, unfinished.record.id, lock)
+        os.close(lock)

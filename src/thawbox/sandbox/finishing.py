@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from thawbox.engines import DumpReport
-from thawbox.errors import NotFound, SandboxNotFound
+from thawbox.errors import LockTimeout, NotFound, SandboxNotFound
 from thawbox.host.databases import OpenDatabase
 from thawbox.host.files import remove_tree
 from thawbox.host.layer_stacks import merge_layers
@@ -122,12 +122,12 @@ def finish_apart(context: Context, staging: Staging, unfinished: Unfinished) -> 
 
 
 def _follow(context: Context, record: Record, snapshot: SnapshotId) -> None:
-    """Note what the sandbox's next delta is made against, unless it was restored or removed meanwhile."""
-    with context.exclusive(record.id):
-        try:
-            now = context.journal.find(record.id)
-        except SandboxNotFound:
-            return
+    """Note what the sandbox's next delta is made against, unless it was restored or removed meanwhile.
+
+    A sandbox that is busy for too long goes without: its next delta is the larger for it.
+    """
+    with contextlib.suppress(LockTimeout, SandboxNotFound), context.exclusive(record.id):
+        now = context.journal.find(record.id)
         if now.generation == record.generation:
             context.journal.update(replace(now, parent_snapshot=snapshot))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
-from thawbox.errors import SandboxNotFound
+from thawbox.errors import LockTimeout, SandboxNotFound
 from thawbox.host.layer_stacks import merge_layers
 from thawbox.model import SnapshotId, SnapshotKind
 from thawbox.sandbox.body import read_body
@@ -47,10 +48,7 @@ def _rewrite(context: Context, fetched: Fetched, staging: Staging) -> Draft:
 
 def _follow(context: Context, snapshot: SnapshotId, flattened: SnapshotId) -> None:
     sandbox = read_body(context.store.manifest(snapshot).body, snapshot=snapshot).sandbox
-    with context.exclusive(sandbox):
-        try:
-            record = context.journal.find(sandbox)
-        except SandboxNotFound:
-            return
+    with contextlib.suppress(LockTimeout, SandboxNotFound), context.exclusive(sandbox):
+        record = context.journal.find(sandbox)
         if record.parent_snapshot == snapshot:
             context.journal.update(replace(record, parent_snapshot=flattened))
