@@ -35,6 +35,8 @@ CREATE TABLE IF NOT EXISTS entries (
 ) STRICT;
 """
 _BUSY_SECONDS = 10.0
+_WRITES_KEPT = 300
+"""Changes after which the log is moved into the database: at some three pages each, what SQLite does by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,11 @@ class Journal:
         # A killed process loses nothing; after a power cut, when no sandbox runs any more, the last moments may be
         # missing here, and what is in a snapshot is in the snapshot.
         self._db.execute("PRAGMA synchronous=NORMAL")
+        # Moving the log into the database waits for the disk, and whoever acquires must not: `remove` does it instead.
+        self._db.execute("PRAGMA wal_autocheckpoint=0")
         self._db.executescript(_SCHEMA)
+        self._path = path
+        self._writes = 0
 
     def close(self) -> None:
         self._db.close()
@@ -107,10 +113,14 @@ class Journal:
             )
             if not changed.rowcount:
                 raise SandboxNotFound(f"sandbox {record.id} is not in the journal")
+        if self._writes >= 10 * _WRITES_KEPT:  # nothing was removed for long: a pool at work never comes here
+            self._shorten_log()
 
     def remove(self, sandbox: SandboxId) -> None:
         with self._transaction():
             self._db.execute("DELETE FROM sandboxes WHERE id = ?", (sandbox,))
+        if self._writes >= _WRITES_KEPT:
+            self._shorten_log()
 
     def find(self, reference: str) -> Record:
         """The record with this name, id, or unambiguous beginning of an id; raises SandboxNotFound."""
@@ -187,6 +197,12 @@ class Journal:
                 f"the {what} is taken by another sandbox", remediation="choose another, or `thawbox rm` that sandbox"
             ) from None
 
+    def _shorten_log(self) -> None:
+        """Move the log into the database, by a connection of its own: readers and writers go on meanwhile."""
+        self._writes = 0
+        with contextlib.closing(sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None)) as own:
+            own.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
     @contextlib.contextmanager
     def _transaction(self, *, durable: bool = False) -> Generator[None]:
         with self._lock:
@@ -200,6 +216,7 @@ class Journal:
                     self._db.execute("ROLLBACK")
                     raise
                 self._db.execute("COMMIT")
+                self._writes += 1
             finally:
                 if durable:
                     self._db.execute("PRAGMA synchronous=NORMAL")
