@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT, help="directory of the report")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what was made goes on every way out
     facts, quiet = machine_facts(), list[bool]()
 
     def before_each(number: int, name: str) -> None:
