@@ -101,3 +101,34 @@ def test_captures_made_while_a_program_works_are_whole_once_it_stands_still(roun
     changes: list[Operation] = [["write", "d/f", 0, 100, 1], ["tick"]]
     amid: list[list[Operation]] = [[["capture_amid_work", seed * 10 + number], ["tick"]] for number in range(3)]
     assert rounds.play([*changes, *amid[0], ["restore"], *amid[1], ["capture"], *amid[2]]) == []
+
+
+FOUND_BEFORE: dict[str, list[Operation]] = {
+    "a mapped file of a lower layer": [["map", "low/g"], ["tick"], ["capture"], ["poke", 0, 7], ["capture"]],
+    "a file written through another of its names": [["write", "low/f", 0, 10, 1], ["tick"], ["capture"]],
+    "the same, copied ahead": [["write", "low/f", 0, 10, 1], ["tick"], ["capture_ahead", [["tick"]]]],
+    "a file whose changed name is gone": [["write", "low/f", 0, 10, 1], ["unlink", "low/f"], ["tick"], ["capture"]],
+    "a directory made anew": [
+        ["write", "low/g", 0, 9, 1], ["tick"], ["capture"], ["rmtree", "low"], ["mkdir", "low"], ["capture"],
+    ],
+    "a device that is deleted": [["mknod", "d/new", 1], ["tick"], ["capture"], ["unlink", "d/new"], ["capture"]],
+    "two changes within a clock tick": [["mkdir", "new"], ["capture"], ["chmod", "new", 0o700], ["capture"]],
+    "an attribute that is removed": [
+        ["setxattr", "low", "a", 1], ["tick"], ["capture"], ["removexattr", "low", "a"], ["capture"],
+    ],
+    "a directory moved away from a link into it": [
+        ["mkdir", "new"], ["write", "new/f", 0, 9, 1], ["link", "new/f", "f2"], ["tick"], ["capture"],
+        ["rename", "new", "e"], ["write", "e/f", 0, 9, 2], ["capture"],
+    ],
+    "a directory replaced by a file and back": [
+        ["write", "d/f", 0, 9, 1], ["tick"], ["capture"], ["rmtree", "d"], ["write", "d", 0, 9, 1], ["capture"],
+        ["unlink", "d"], ["mkdir", "d"], ["write", "d/new", 0, 9, 1], ["capture"],
+    ],
+    "attributes of the root": [["tick"], ["capture"], ["chmod", ".", 0o711], ["capture"]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FOUND_BEFORE)
+def test_what_once_came_back_wrong_comes_back_as_it_was(rounds: Rounds, what: str) -> None:
+    assert rounds.play(FOUND_BEFORE[what]) == []
+    assert rounds.play([["restore"], *FOUND_BEFORE[what], ["restore"], *FOUND_BEFORE[what]]) == []
