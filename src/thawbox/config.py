@@ -21,13 +21,30 @@ class Settings:
     )
     lock_timeout: float = field(default=30.0, metadata={"doc": "seconds to wait for another command on one sandbox"})
     stop_timeout: float = field(default=10.0, metadata={"doc": "seconds between SIGTERM and SIGKILL when stopping"})
-    max_chain_length: int = field(default=8, metadata={"doc": "links after which a checkpoint is flattened"})
+    max_chain_length: int = field(default=8, metadata={"doc": "links after which the next snapshot is a full one"})
     disk_budget: int = field(default=0, metadata={"doc": "bytes of snapshots before gc evicts leaves; 0: no budget"})
     log_level: str = field(default="warning", metadata={"doc": "debug, info, warning or error"})
     golden_secrets: str = field(
         default="refuse", metadata={"doc": "what looks like a secret before a template is made: refuse, warn or off"}
     )
+    sealing_key: str = field(
+        default="",
+        repr=False,
+        metadata={"doc": "32 bytes in hex or base64, or a file of them: what leaves this node is encrypted"},
+    )
+    signing_key: str = field(
+        default="", repr=False, metadata={"doc": "Ed25519 private key, given likewise: snapshots made here are signed"}
+    )
+    trusted_keys: str = field(
+        default="", metadata={"doc": "Ed25519 public keys, given likewise, comma-separated: whose signatures count"}
+    )
+    require_signed: bool = field(
+        default=False, metadata={"doc": "true: a snapshot that no trusted key signed never reaches the engine"}
+    )
     subnet: str = field(default="10.231.0.0/16", metadata={"doc": "addresses given to sandboxes with --net nat"})
+
+
+_TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}
 
 
 def load_settings(environ: dict[str, str] | None = None, **overrides: object) -> Settings:
@@ -48,6 +65,10 @@ def load_settings(environ: dict[str, str] | None = None, **overrides: object) ->
 
 
 def _parse(name: str, raw: str, default: object) -> object:
+    if isinstance(default, bool):
+        if raw.lower() in _TRUTHS:
+            return _TRUTHS[raw.lower()]
+        raise InvalidRequest(f"THAWBOX_{name.upper()}={raw!r} is neither true nor false")
     try:
         return type(default)(raw) if not isinstance(default, Path) else Path(raw)  # type: ignore[call-arg]
     except ValueError:

@@ -26,7 +26,7 @@ from thawbox.sandbox.adoption import Adoption, adopt
 from thawbox.sandbox.handle import wait_for_snapshot
 from thawbox.sandbox.starting import start
 from thawbox.sandbox.templates import Template, all_templates, create_template, find_template, rebuild_template
-from thawbox.store import Store
+from thawbox.store import Keys, Store, load_keys
 
 if TYPE_CHECKING:
     from thawbox.pool import Pool, PoolSpec
@@ -59,7 +59,7 @@ class Node:
         with ExitStack() as undo:
             journal = Journal(home / "journal.db")
             undo.callback(journal.close)
-            store = Store(home / "store", now=now, lock_timeout=self.settings.lock_timeout)
+            store = Store(home / "store", now=now, lock_timeout=self.settings.lock_timeout, keys=_keys(self.settings))
             undo.callback(store.close)
             self.context = Context(
                 settings=self.settings,
@@ -193,6 +193,16 @@ class Node:
         if shutil.which("nft"):
             network.remove_node_rules(self.context.tag)
         remove_tree(cache_directory(self.settings.home))
+
+
+def _keys(settings: Settings) -> Keys:
+    """The keys that the settings name; raises InvalidRequest naming the one that cannot be read, never its content."""
+    return load_keys(
+        sealing=settings.sealing_key,
+        signing=settings.signing_key,
+        trusted=[key.strip() for key in settings.trusted_keys.split(",") if key.strip()],
+        require_signed=settings.require_signed,
+    )
 
 
 def node_tag(home: Path) -> str:
