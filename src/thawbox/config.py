@@ -27,6 +27,9 @@ class Settings:
     golden_secrets: str = field(
         default="refuse", metadata={"doc": "what looks like a secret before a template is made: refuse, warn or off"}
     )
+    verify_every: float = field(
+        default=60.0, metadata={"doc": "seconds after which `serve` reads another snapshot's bytes again; 0: never"}
+    )
     sealing_key: str = field(
         default="",
         repr=False,

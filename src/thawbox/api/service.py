@@ -10,6 +10,7 @@ from typing import Self
 from thawbox.errors import NotFound
 from thawbox.node import Node
 from thawbox.pool import Pool, PoolSpec
+from thawbox.store.recheck import Recheck
 from thawbox.supervisor import Supervisor
 
 
@@ -24,6 +25,7 @@ class Service:
 
     def __enter__(self) -> Self:
         with ExitStack() as undo:
+            undo.enter_context(Recheck(self.node.context.store, period=self.node.settings.verify_every))
             self.supervisor = undo.enter_context(Supervisor(self.node.context))
             undo.callback(self._close_pools)
             for spec in self.node.pools():

@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Container, Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -332,9 +332,9 @@ class Store:
         """Whether a layer is here and is what its digest says; hashed only if it was not since it last changed."""
         return self.catalog.has_layer(digest) and self._verifier.layer_is_sound(digest)
 
-    def least_recently_verified(self) -> SnapshotId | None:
-        """The snapshot whose verification is oldest or unknown: what to verify next in the background."""
-        ids = sorted(self.catalog.ids())
+    def least_recently_verified(self, *, but: Container[str] = ()) -> SnapshotId | None:
+        """The snapshot whose verification is oldest or unknown, of all `but` these: what to verify next."""
+        ids = sorted(one for one in self.catalog.ids() if one not in but)
         return min(ids, key=lambda one: self.memory.verified_at(one) or 0.0, default=None)
 
     def _check_trust(self, snapshot: SnapshotId) -> None:
