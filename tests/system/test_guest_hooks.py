@@ -190,18 +190,45 @@ def child(number):
     events.clear()
     while True: time.sleep(60)
 readers = []
+ready = os.pipe()
 for number in range(3):
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
         guest.after_restore(lambda event: os.write(write, event.what.encode()))
+        os.write(ready[1], b"x")
         child(number)
     os.close(write)
     readers.append(read)
+for _ in readers: os.read(ready[0], 1)
 """
     )
     clone = interpreter(node, setup).checkpoint().clone()
     assert evaluate(clone, "[os.read(reader, 100).decode() for reader in readers]") == ["clone"] * 3
+
+
+def test_what_comes_later_is_given_to_a_clone_that_runs_already(node: Node) -> None:
+    setup = """
+@guest.when_given
+def given(event): events.append([event.what, os.environ["WHO"], guest.secrets["KEY"].reveal()])
+"""
+    clone = interpreter(node, setup).checkpoint().clone(secrets={"OTHER": b"kept"})
+    clone.give(secrets={"KEY": b"sesame"}, environment={"WHO": "me"})
+    assert evaluate(clone, "events") == [["given", "me", "sesame"]]
+    clone.checkpoint()
+    assert evaluate(clone, "sorted(guest.secrets)") == ["KEY", "OTHER"]
+    with pytest.raises(InvalidRequest, match="no hook"):
+        interpreter(node, "").give(environment={"WHO": "nobody"})
+
+
+def test_secrets_are_given_back_when_another_process_fails_the_checkpoint(node: Node) -> None:
+    hanging = LYING.replace("if asked", "if asked['verb'] == 'hold': time.sleep(600)\n            if asked")
+    sandbox = interpreter(node, hook_timeout=1.0)
+    sandbox.give(secrets={"KEY": b"sesame"})
+    run(sandbox, hanging.replace("LIE", "{}"))
+    with pytest.raises(HookFailed, match="did not answer"):
+        sandbox.checkpoint()
+    assert evaluate(sandbox, "guest.secrets['KEY'].reveal()") == "sesame"
 
 
 def test_only_the_host_can_call_hooks(node: Node) -> None:

@@ -24,6 +24,7 @@ from .registry import (
     not_ready,
     ready,
     start,
+    when_given,
 )
 from .secrets import Secret, secrets
 
@@ -39,4 +40,5 @@ __all__ = [
     "ready",
     "secrets",
     "start",
+    "when_given",
 ]

@@ -8,7 +8,7 @@ One request per connection, `u32 length` and JSON, then the bytes of secrets; on
 | before_checkpoint | hooks run | |
 | hold | answers, wipes secrets, lets no other thread run until the host comes back | the secrets, to keep |
 | release | nothing: generators were seeded anew when the hold ended | |
-| after_checkpoint, after_restore | environment, secrets, hooks | `hooks`: how many ran |
+| after_checkpoint, after_restore, given | environment, secrets, hooks | `hooks`: how many ran |
 
 Rule 1: only a peer without a pid in our namespace is the host; a process of the sandbox always has one.
 Rule 2: every end of a hold reseeds, whoever ended it: the memory cannot know whether it is a clone.
@@ -96,9 +96,9 @@ def _answer(peer: socket.socket, registry: Registry) -> float:
             hold = float(request["limit"])
             answer["secrets"] = [[name, len(secret)] for name, secret in secrets.items()]
             blobs = [secret.view() for secret in secrets.values()]
-        elif request["verb"] in ("after_checkpoint", "after_restore"):
+        elif request["verb"] in ("after_checkpoint", "after_restore", "given"):
             wake(request, given, registry)
-            answer["hooks"] = len(registry.resumed if request["what"] == "checkpoint" else registry.restored)
+            answer["hooks"] = len(registry.hooks_after(request["what"]))
         elif request["verb"] != "release":
             answer |= {"ok": False, "error": f"unknown verb {request['verb']!r}"}
     except HookFailed as failed:

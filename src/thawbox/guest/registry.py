@@ -35,8 +35,9 @@ class Identity:
 
 @dataclass(frozen=True)
 class Event:
-    """What happened. `what` is `restore` (the same sandbox is back), `clone` (this is a new one) or `checkpoint` (the
-    original runs on); `slept` is the seconds of wall time since this memory last ran.
+    """What happened. `what` is `restore` (the same sandbox is back), `clone` (this is a new one), `checkpoint` (the
+    original runs on) or `given` (secrets or environment came later, as for a clone that waited in a pool); `slept` is
+    the seconds of wall time since this memory last ran.
 
     `environment` was laid over `os.environ`; `secrets` are also in `guest.secrets`.
     """
@@ -69,6 +70,7 @@ class Registry:
         self.before: list[_Registered] = []
         self.resumed: list[_Registered] = []
         self.restored: list[_Registered] = []
+        self.given: list[_Registered] = []
         self.loop: asyncio.AbstractEventLoop | None = None
         self.missing: tuple[str, ...] = ()
         self.is_ready = False
@@ -79,9 +81,11 @@ class Registry:
             self._run(registered, ())
 
     def run_after(self, event: Event) -> None:
-        hooks = self.resumed if event.what == "checkpoint" else self.restored
-        for registered in hooks:
+        for registered in self.hooks_after(event.what):
             self._run(registered, (event,) if _takes_event(registered.hook) else ())
+
+    def hooks_after(self, what: str) -> list[_Registered]:
+        return {"checkpoint": self.resumed, "given": self.given}.get(what, self.restored)
 
     def _run(self, registered: _Registered, arguments: tuple[Event, ...]) -> None:
         failures: list[BaseException] = []
@@ -148,6 +152,15 @@ def after_checkpoint(*, timeout: float = ...) -> Callable[[_H], _H]: ...
 def after_checkpoint(hook: _H | None = None, *, timeout: float = HOOK_SECONDS) -> _H | Callable[[_H], _H]:
     """Run the decorated function in the original when it runs on after a checkpoint, made or failed."""
     return _register(registry.resumed, hook, timeout)
+
+
+@overload
+def when_given(hook: _H, *, timeout: float = ...) -> _H: ...
+@overload
+def when_given(*, timeout: float = ...) -> Callable[[_H], _H]: ...
+def when_given(hook: _H | None = None, *, timeout: float = HOOK_SECONDS) -> _H | Callable[[_H], _H]:
+    """Run the decorated function when secrets or environment are given to a sandbox that runs already."""
+    return _register(registry.given, hook, timeout)
 
 
 def _register(hooks: list[_Registered], hook: _H | None, timeout: float) -> _H | Callable[[_H], _H]:

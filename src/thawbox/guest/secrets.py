@@ -59,6 +59,13 @@ class _Secrets(Mapping[str, Secret]):
         self.wipe()
         self._held = held
 
+    def add(self, given: dict[str, Secret]) -> None:
+        """Hold these too; one of the same name is overwritten."""
+        for name, secret in given.items():
+            if name in self._held:
+                self._held[name].wipe()
+            self._held[name] = secret
+
     def wipe(self) -> None:
         """Overwrite every secret and forget the names."""
         for secret in self._held.values():

@@ -12,8 +12,11 @@ from .secrets import Secret, secrets
 
 def wake(told: dict[str, Any], given: dict[str, Secret], registry: Registry) -> None:
     """Take over what the host tells (see channel.py) and run the hooks; raises HookFailed."""
-    if told["what"] != "checkpoint":
+    if told["what"] in ("clone", "restore"):
         reseed_all()  # once more where it was done at the end of a hold: a sandbox that was frozen had none
     os.environ.update(told["environment"])
-    secrets.replace(given)
+    if told["what"] == "given":
+        secrets.add(given)
+    else:
+        secrets.replace(given)
     registry.run_after(Event(told["what"], Identity(**told["identity"]), told["slept"], told["environment"], secrets))

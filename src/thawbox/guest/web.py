@@ -7,6 +7,7 @@
 
     GET  /internal/checkpoint-ready    200, or 503 and what is missing: good as a readiness probe too
     POST /internal/before-checkpoint   /internal/after-checkpoint   /internal/after-restore
+    POST /internal/given
 
 Run the sandbox with `--hooks http://127.0.0.1:PORT`. With `--hooks auto` the host calls this process directly, and only
 the first route is of use. Hooks that are coroutine functions run on the server's own loop.
@@ -26,7 +27,7 @@ _LOCAL = frozenset({"127.0.0.1", "::1", "testclient"})
 
 
 def mount_hooks(app: Any, *, prefix: str = "/internal") -> None:
-    """Add the four routes to `app`; only programs of the sandbox and the host itself are answered."""
+    """Add the routes to `app`; only programs of the sandbox and the host itself are answered."""
     from starlette.routing import Route
 
     app.router.routes += [
@@ -34,6 +35,7 @@ def mount_hooks(app: Any, *, prefix: str = "/internal") -> None:
         Route(f"{prefix}/before-checkpoint", _before, methods=["POST"]),
         Route(f"{prefix}/after-checkpoint", _after, methods=["POST"]),
         Route(f"{prefix}/after-restore", _after, methods=["POST"]),
+        Route(f"{prefix}/given", _after, methods=["POST"]),
     ]
 
 

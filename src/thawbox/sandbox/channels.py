@@ -31,11 +31,13 @@ _LENGTH = struct.Struct("<I")
 _ANSWER_LIMIT = 1 << 20
 _SAID_LIMIT = 2000
 READY_SECONDS = 5.0
+_ENDING_SECONDS = 0.5
+_ENDING_PAUSE = 0.002
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a program is told afterwards. `what` is `checkpoint`, `restore` or `clone`; `slept` is seconds."""
+    """What a program is told. `what` is `checkpoint`, `restore`, `clone` or `given`; `slept` is seconds."""
 
     what: str
     slept: float = 0.0
@@ -50,8 +52,8 @@ class Channel(Protocol):
         """What the program still waits for before it may be checkpointed; empty when it is ready."""
         ...
 
-    def before(self) -> Mapping[str, bytes]:
-        """Tell that a dump is about to begin; the result is the secrets that the program gave up for it."""
+    def before(self, held: dict[str, bytes]) -> None:
+        """Tell that a dump is about to begin; `held` takes the secrets that the program gives up for it."""
         ...
 
     def after(self, told: Told) -> None:
@@ -74,22 +76,51 @@ class GuestChannel:
                 waiting += _words(answer.get("missing")) or (f"guest.ready() of {name}",)
         return tuple(waiting)
 
-    def before(self) -> Mapping[str, bytes]:
-        given_up: dict[str, bytes] = {}
+    def before(self, held: dict[str, bytes]) -> None:
         for name in self.names:
-            self._ask(name, "before_checkpoint")
+            self._ask_if_there(name, "before_checkpoint")
         for name in self.names:
-            _, held = self._ask(name, "hold", extra={"limit": self.record.spec.hook_timeout})
-            given_up |= held
-        return given_up
+            _, given_up = self._ask_if_there(name, "hold", extra={"limit": self.record.spec.hook_timeout})
+            held.update(given_up)
 
     def after(self, told: Told) -> None:
-        verb = "after_checkpoint" if told.what == "checkpoint" else "after_restore"
-        if len(self.names) > 1:  # hooks may talk to each other's processes: none is held while they run
+        verb = {"checkpoint": "after_checkpoint", "given": "given"}.get(told.what, "after_restore")
+        # hooks may talk to each other's processes: with several, none is held while they run
+        verbs = ["release", verb] if len(self.names) > 1 and told.what != "given" else [verb]
+        if told.what in ("clone", "restore"):
+            for step in verbs:
+                for name in self.names:
+                    self._ask(name, step, told=told if step == verb else None)
+            return
+        failures: list[HookFailed] = []
+        for step in verbs:
             for name in self.names:
-                self._ask(name, "release")
-        for name in self.names:
-            self._ask(name, verb, told=told)
+                try:  # the original runs on: whatever one process does, the others get their secrets back
+                    self._ask_if_there(name, step, told=told if step == verb else None)
+                except HookFailed as failed:
+                    failures.append(failed)
+        if failures:
+            raise failures[0]
+
+    def _ask_if_there(
+        self, name: str, verb: str, *, told: Told | None = None, extra: Mapping[str, object] | None = None
+    ) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """The same for processes that may end at any time; of one that did there is nothing to ask."""
+        try:
+            return self._ask(name, verb, told=told, extra=extra)
+        except HookFailed:
+            if not self._goes(name):
+                raise
+            return {}, {}
+
+    def _goes(self, name: str) -> bool:
+        """Whether the process of that name has ended, or does within a moment: its connections close one by one."""
+        deadline = time.monotonic() + _ENDING_SECONDS
+        while name in guest_names(self.record):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_ENDING_PAUSE)
+        return True
 
     def _ask(
         self, name: str, verb: str, *, told: Told | None = None, extra: Mapping[str, object] | None = None,
@@ -128,15 +159,14 @@ class HttpChannel:
             return ()
         return _words(answer.get("missing")) or (f"checkpoint-ready answers {status}",)
 
-    def before(self) -> Mapping[str, bytes]:
+    def before(self, held: dict[str, bytes]) -> None:  # noqa: ARG002 - it keeps its own
         self._post("before-checkpoint", None)
-        return {}
 
     def after(self, told: Told) -> None:
         if told.what == "checkpoint":
             self._post("after-checkpoint", told, optional=True)
         else:
-            self._post("after-restore", told)
+            self._post("given" if told.what == "given" else "after-restore", told)
 
     def _post(self, path: str, told: Told | None, *, optional: bool = False) -> None:
         question = _question(self.record, told)
@@ -191,12 +221,11 @@ class CommandChannel:
         status, said = self._run("checkpoint-ready", {}, timeout=READY_SECONDS)
         return () if status == 0 else (said or f"checkpoint-ready ended with {status}",)
 
-    def before(self) -> Mapping[str, bytes]:
+    def before(self, held: dict[str, bytes]) -> None:  # noqa: ARG002 - it keeps its own
         self._tell("before-checkpoint", None)
-        return {}
 
     def after(self, told: Told) -> None:
-        self._tell("after-checkpoint" if told.what == "checkpoint" else "after-restore", told)
+        self._tell({"checkpoint": "after-checkpoint", "given": "given"}.get(told.what, "after-restore"), told)
 
     def _tell(self, verb: str, told: Told | None) -> None:
         question = _question(self.record, told)

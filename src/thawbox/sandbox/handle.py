@@ -25,7 +25,7 @@ from thawbox.sandbox import background, checkpointing, ending, restoring
 from thawbox.sandbox.checkpointing import CheckpointReport, Mode, Wish
 from thawbox.sandbox.context import Context
 from thawbox.sandbox.flattening import flatten
-from thawbox.sandbox.hooks import Injection
+from thawbox.sandbox.hooks import Injection, give
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.links import open_link
 from thawbox.sandbox.observe import observe
@@ -177,6 +177,15 @@ class Sandbox:
                 return session.communicate(stdin)
         assert isinstance(session, ExecRefused)  # noqa: S101 - a session id comes only with `detach`
         return session
+
+    def give(self, *, secrets: Mapping[str, bytes] | None = None, environment: Mapping[str, str] | None = None) -> None:
+        """Give its programs secrets and environment now, as to a clone that waited in a pool; stored nowhere.
+
+        Raises InvalidTransition when it does not run, InvalidRequest when nobody takes them, HookFailed.
+        """
+        with self._change() as record:
+            next_phase(record.phase, Verb.EXEC, who=record.name)
+            give(self._context, record, Injection(secrets or {}, environment or {}))
 
     def connect(self, port: int, *, timeout: float = 10.0) -> socket.socket:
         """A TCP connection to a port of the sandbox's loopback, whatever network it has."""

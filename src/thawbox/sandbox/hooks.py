@@ -46,7 +46,7 @@ class Attendance:
     """Who was told before a dump, and must be told after it. `secrets` are held for them meanwhile, in memory only."""
 
     names: tuple[str, ...] = ()
-    secrets: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    secrets: dict[str, bytes] = field(default_factory=dict[str, bytes])
     channel: Channel | None = None
 
 
@@ -84,9 +84,9 @@ def attending(context: Context, record: Record, *, stop: bool) -> Generator[Atte
         if record.phase is not Phase.FROZEN:
             attendance.channel = channel_of(context, record)
         if isinstance(attendance.channel, GuestChannel):
-            attendance.names = attendance.channel.names
-        if attendance.channel is not None:
-            attendance.secrets = attendance.channel.before()
+            _tell_guests(record, attendance, attendance.channel.names)
+        elif attendance.channel is not None:
+            attendance.channel.before(attendance.secrets)
         yield attendance
     except BaseException:
         if not stop:
@@ -95,6 +95,18 @@ def attending(context: Context, record: Record, *, stop: bool) -> Generator[Atte
         raise
     if not stop:
         _go_on(attendance)
+
+
+def _tell_guests(record: Record, attendance: Attendance, names: tuple[str, ...]) -> None:
+    """Tell every guest, those too that were forked by others meanwhile; one that is held forks no more."""
+    told: set[str] = set()
+    while names:
+        told.update(names)
+        attendance.channel = GuestChannel(record, tuple(sorted(told)))
+        GuestChannel(record, names).before(attendance.secrets)
+        listening = guest_names(record)
+        names = tuple(name for name in listening if name not in told)
+        attendance.names = tuple(name for name in listening if name in told)
 
 
 def resume(context: Context, record: Record) -> None:
@@ -126,12 +138,27 @@ def tell_restored(
     channel = channel_of(context, record, names=names)
     if channel is None:
         if injection.secrets or injection.environment:
-            raise InvalidRequest(
-                f"{record.name} has no hook that could take secrets or environment",
-                remediation="let the program import thawbox.guest, or name its hooks with --hooks",
-            )
+            raise _nobody(record)
         return
     channel.after(Told(what, max(0.0, slept), injection.environment, injection.secrets))
+
+
+def give(context: Context, record: Record, injection: Injection) -> None:
+    """Give secrets and environment to the programs of a running sandbox, as when it waited in a pool.
+
+    Raises InvalidRequest when nobody takes them, HookFailed.
+    """
+    channel = channel_of(context, record)
+    if channel is None:
+        raise _nobody(record)
+    channel.after(Told("given", environment=injection.environment, secrets=injection.secrets))
+
+
+def _nobody(record: Record) -> InvalidRequest:
+    return InvalidRequest(
+        f"{record.name} has no hook that could take secrets or environment",
+        remediation="let the program import thawbox.guest, or name its hooks with --hooks",
+    )
 
 
 def programs_ready(context: Context, record: Record) -> bool:
