@@ -7,12 +7,13 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hearing import Heard
-from thawbox.errors import InvalidRequest, LockTimeout
+from thawbox.errors import InvalidRequest, LockTimeout, ThawboxError
 from thawbox.host.proc import children, command_name
 from thawbox.model import Health, Phase, Restart
 from thawbox.node import Node
@@ -184,7 +185,7 @@ def kill_the_next_criu() -> threading.Thread:
 
 
 def test_a_criu_killed_in_the_restore_is_followed_by_another_try(
-    node: Node, mortal: Sandbox, ask: Ask, traces: Callable[[], Traces]
+    open_node: Callable[..., Node], mortal: Sandbox, ask: Ask, traces: Callable[[], Traces]
 ) -> None:
     heard = Heard()
     hunters: list[threading.Thread] = []
@@ -194,6 +195,7 @@ def test_a_criu_killed_in_the_restore_is_followed_by_another_try(
             hunters.append(kill_the_next_criu())
         heard(event)
 
+    node = open_node(engine_timeout=15.0)  # what was forked of a killed criu may keep its connection open that long
     with Supervisor(node.context, tell=tell) as supervisor:
         kept = ask(mortal, "grow")
         supervisor.supervise(mortal, PATIENT)
@@ -206,6 +208,36 @@ def test_a_criu_killed_in_the_restore_is_followed_by_another_try(
         hunters[0].join()
         assert len(traces().cgroups) == len(before.cgroups)
         assert traces().mounts == before.mounts
+
+
+def test_a_program_that_dies_while_it_is_dumped_is_brought_back(
+    mortal: Sandbox, ask: Ask, supervisor: Supervisor, heard: Heard
+) -> None:
+    ask(mortal, "fill")  # so that the dump takes a while
+    supervisor.supervise(mortal, PATIENT)
+    heard.until("supervise.watching")
+    kept, program = ask(mortal), main_program(mortal)
+    failures: list[Exception] = []
+
+    def checkpoint() -> None:
+        try:
+            mortal.checkpoint()
+        except ThawboxError as error:
+            failures.append(error)
+
+    dumping = threading.Thread(target=checkpoint)
+    dumping.start()
+    while tracer_of(program) == 0 and dumping.is_alive():
+        pass
+    os.kill(program, signal.SIGKILL)
+    heard.until("recover.complete")
+    dumping.join()
+    assert ask(mortal) == kept
+
+
+def tracer_of(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("TracerPid:"))
 
 
 def test_when_no_snapshot_can_be_restored_it_gives_up_and_says_so(

@@ -2,7 +2,8 @@
 
 Rule 1: `restart_plan` decides what is tried, `jobs` try it; here are only threads, clocks and order.
 Rule 2: one thread owns every watch; work that takes time is done by others, which hand their results to that thread.
-Rule 3: a death is noticed by the kernel's word (a pidfd), never by looking again; only probes poll, by their nature.
+Rule 3: a death is noticed by the kernel's word (a pidfd), never by looking again; only probes poll, by their nature,
+and a look each second finds what is held half dead by a dump.
 Rule 4: what must outlive this process is in the journal before it counts.
 """
 
@@ -12,6 +13,7 @@ import contextlib
 import os
 import queue
 import select
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -231,6 +233,7 @@ class Supervisor:
         now = time.monotonic()
         if now >= self._look_at:
             self._look_at = now + LOOK_AGAIN
+            self._end_stuck()
             seen = self._context.journal.version()
             if seen != self._journal_seen:
                 self._journal_seen = seen
@@ -305,6 +308,7 @@ class Supervisor:
         if watch.state is State.GAVE_UP:
             remember_supervised(self._context, watch.id, Supervised(watch.policy))
         watch.state, watch.why, watch.hanging, watch.refusals = State.WATCHING, "", None, 0
+        watch.seems_stuck = False
         life = watch.life = open_life(self._context, record, watch.policy)
         if life is None:
             self._notice_death(watch)
@@ -345,6 +349,23 @@ class Supervisor:
         if life is not None and watch.hanging is None:
             reap(life.keeper, block=False)  # ours, if we started it; another command may have seen to all else
         self._begin_recovery(watch)
+
+    def _end_stuck(self) -> None:
+        """End sandboxes whose main program was over at the last look already, and that are still there.
+
+        A program that dies while it is dumped leaves criu waiting for it (wait4 in compel_stop_on_syscall), with init
+        stopped and the sandbox locked, until the engine's timeout; no pidfd tells, since criu has not collected all
+        its threads. The death of pid 1 ends them all.
+        """
+        for watch in self._watches.values():
+            if watch.state is not State.WATCHING or watch.life is None:
+                continue
+            is_over = watch.life.is_program_over()
+            if is_over and watch.seems_stuck:
+                self._say(watch, "supervise.unstuck")
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(watch.life.pidfd, signal.SIGKILL)
+            watch.seems_stuck = is_over
 
     def _notice_want_of_memory(self, watch: Watch) -> None:
         """The kernel killed a process of the sandbox, maybe not the main one: then its health is asked at once."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from thawbox.errors import ThawboxError
 from thawbox.host.cgroup import OomEvents
 from thawbox.host.memory_pressure import open_pressure_events
-from thawbox.host.proc import start_time
+from thawbox.host.proc import children, pid_inside, start_time
 from thawbox.model import SandboxId
 from thawbox.restart_plan import Policy
 from thawbox.sandbox import Context, Record
@@ -51,6 +51,7 @@ class Watch:
     has_first: bool = False
     why_checkpoint: str = "periodic"
     pressed_at: float = -NEVER
+    seems_stuck: bool = False
     spare: Spare = NO_SPARE
     spare_at: float = NEVER
     is_busy: bool = False
@@ -59,24 +60,35 @@ class Watch:
         """When something is to be begun; a job under way comes first, but for a recovery nothing else is waited for."""
         if self.state is State.RECOVERING:
             return self.recover_at
-        if self.state is not State.WATCHING or self.is_busy:
+        if self.state is not State.WATCHING:
+            return NEVER
+        if self.is_busy:
             return NEVER
         return min(self.probe_at, self.checkpoint_at, self.spare_at)
 
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """One life of a sandbox: its keeper, a pidfd of it, and where it has a memory limit, word of want of memory."""
+    """One life of a sandbox: its keeper, a pidfd of it, and where it has a memory limit, word of want of memory.
+
+    `program` is the main program's pid and start time on the host.
+    """
 
     keeper: int
     pidfd: int
     oom: OomEvents | None
     oom_kills: int = field(default=0, compare=False)
     pressure: OomEvents | None = None
+    program: tuple[int, int] = (0, 0)
 
     def fds(self) -> tuple[int, ...]:
         """Every descriptor to listen to."""
         return (self.pidfd, *(events.fd for events in (self.oom, self.pressure) if events is not None))
+
+    def is_program_over(self) -> bool:
+        """Whether the main program has ended, collected or not."""
+        pid, started = self.program
+        return pid > 0 and start_time(pid) != started
 
     def close(self) -> None:
         for fd in self.fds():
@@ -94,7 +106,7 @@ def open_life(context: Context, record: Record, policy: Policy) -> Life | None:
             os.close(pidfd)
         return None
     cgroup = context.cgroup(record.id)
-    life = Life(record.keeper_pid, pidfd, None)
+    life = Life(record.keeper_pid, pidfd, None, program=_find_program(record.keeper_pid))
     limit = record.spec.memory
     if limit is None:
         return life
@@ -105,3 +117,15 @@ def open_life(context: Context, record: Record, policy: Policy) -> Life | None:
         with contextlib.suppress(OSError, ThawboxError):
             life = replace(life, pressure=open_pressure_events(cgroup, limit=limit))
     return life
+
+
+_MAIN_PROGRAM = 3
+"""Its pid inside: keeper and init come before it."""
+
+
+def _find_program(keeper: int) -> tuple[int, int]:
+    for init in children(keeper):
+        for pid in children(init):
+            if pid_inside(pid) == _MAIN_PROGRAM:
+                return pid, start_time(pid) or 0
+    return 0, 0
