@@ -127,15 +127,15 @@ def test_logs_go_where_the_program_sent_them_and_can_be_cut(cli: Cli) -> None:
 
 def test_logs_followed_end_with_the_sandbox_and_lose_nothing_to_a_checkpoint(cli: Cli) -> None:
     cli.run("--name", "talks", "--ready", "log:out 2", command=("sh", "-c", COUNTING))
-    following = cli.start("logs", "--follow", "talks")
-    assert following.stdout is not None
-    assert following.stdout.readline() == b"out 1\n"
-    cli("checkpoint", "talks")
-    cli("stop", "-t", "0", "talks")
-    out, _ = following.communicate(timeout=30)
+    with cli.start("logs", "--follow", "talks") as following:
+        assert following.stdout is not None
+        assert following.stdout.readline() == b"out 1\n"
+        cli("checkpoint", "talks")
+        cli("stop", "-t", "0", "talks")
+        out = following.stdout.read()  # not communicate(), which passes over what readline() has read ahead
+        assert following.wait(timeout=30) == 0
     numbers = [1, *(int(line.split()[1]) for line in out.splitlines())]
     assert numbers == list(range(1, len(numbers) + 1))
-    assert following.returncode == 0
 
 
 def test_a_reader_that_goes_away_ends_the_command_without_a_word(cli: Cli) -> None:

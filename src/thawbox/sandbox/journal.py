@@ -85,10 +85,14 @@ class Journal:
         # Moving the log into the database waits for the disk, and whoever acquires must not: `remove` does it instead.
         self._db.execute("PRAGMA wal_autocheckpoint=0")
         self._db.executescript(_SCHEMA)
-        self._path = path
+        # Kept open: sqlite keeps the descriptor of a closed second connection anyway, for as long as the first lives.
+        self._log_lock = threading.Lock()
+        self._log_db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        self._log_db.execute("SELECT 1 FROM sandboxes LIMIT 1").fetchall()  # opens the log too
         self._writes = 0
 
     def close(self) -> None:
+        self._log_db.close()
         self._db.close()
 
     def add(self, record: Record) -> None:
@@ -200,8 +204,8 @@ class Journal:
     def _shorten_log(self) -> None:
         """Move the log into the database, by a connection of its own: readers and writers go on meanwhile."""
         self._writes = 0
-        with contextlib.closing(sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None)) as own:
-            own.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        with self._log_lock:
+            self._log_db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     @contextlib.contextmanager
     def _transaction(self, *, durable: bool = False) -> Generator[None]:
