@@ -199,7 +199,7 @@ def candidates(made: Iterable[Made], present: SnapshotId | None) -> tuple[Snapsh
     """
     ordered = sorted(made, key=lambda one: (one.at, one.id), reverse=True)
     ids = [one.id for one in ordered]
-    return tuple(ids[ids.index(present) :] if present in ids else ids)
+    return tuple(ids[ids.index(present) :] if present is not None and present in ids else ids)
 
 
 def outdated(made: Iterable[Made], policy: Policy, present: SnapshotId | None) -> tuple[SnapshotId, ...]:
