@@ -151,6 +151,11 @@ class Cgroup:
         with self._present():
             return self._freezer().holds_stopped()
 
+    def is_freeze_requested(self) -> bool:
+        """Whether the tree is frozen, or will be as soon as whoever holds it stopped lets it go."""
+        with self._present():
+            return self._freezer().is_requested()
+
     def pids(self) -> frozenset[int]:
         """Host pids of every process of the sandbox, the keeper included; empty if the groups are gone."""
         found: set[int] = set()

@@ -68,6 +68,11 @@ class Freezer:
             return (self.path / "freezer.state").read_text() == "FROZEN\n"
         return "frozen 1" in (self.path / "cgroup.events").read_text().splitlines()
 
+    def is_requested(self) -> bool:
+        """Whether the group is frozen or on its way there."""
+        name = "freezer.self_freezing" if self.version == 1 else "cgroup.freeze"
+        return (self.path / name).read_text() == "1\n"
+
     def _request(self, *, frozen: bool) -> None:
         if self.version == 1:
             (self.path / "freezer.state").write_text("FROZEN" if frozen else "THAWED")

@@ -41,6 +41,8 @@ def adopt(context: Context) -> Adoption:
     for record in records.values():
         if record.phase in ALIVE and is_alive(context, record):
             adopted.append(record.id)
+            if record.phase is Phase.RUNNING:
+                _thaw_if_left_frozen(context, record)
         elif record.phase in ALIVE:
             with contextlib.suppress(LockTimeout, SandboxNotFound), _idle(context, record.id):
                 (removed if _settle(context, record.id) else settled).append(record.id)
@@ -54,6 +56,17 @@ def adopt(context: Context) -> Adoption:
 
 def _idle(context: Context, sandbox: SandboxId) -> contextlib.AbstractContextManager[None]:
     return locked(context.lock(sandbox), timeout=0, what=f"sandbox {sandbox}")
+
+
+def _thaw_if_left_frozen(context: Context, record: Record) -> None:
+    """Let a sandbox run on that was frozen by a `checkpoint --stop` which died before its snapshot was durable."""
+    with contextlib.suppress(SandboxNotFound, LockTimeout):
+        cgroup = context.cgroup(record.id)
+        if not cgroup.is_freeze_requested():
+            return
+        with _idle(context, record.id):
+            if context.journal.find(record.id).phase is Phase.RUNNING:
+                cgroup.thaw()
 
 
 def _settle(context: Context, sandbox: SandboxId) -> bool:
