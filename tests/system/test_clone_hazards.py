@@ -290,6 +290,7 @@ def test_output_goes_on_with_nothing_lost_and_nothing_twice_after_any_number_of_
     for _ in range(5):
         snapshot = sandbox.checkpoint(stop=True)
         sandbox, _ = snapshot.restore()
+        run(sandbox, "before = printed\nwhile printed < before + 10: time.sleep(0.001)", timeout=20)
     clone = sandbox.checkpoint().clone()
     for one in (sandbox, clone):
         run(one, "stopped.set(); thread.join(); print('end', flush=True)")
@@ -299,9 +300,10 @@ def test_output_goes_on_with_nothing_lost_and_nothing_twice_after_any_number_of_
 
 
 COUNTING = """
-stopped = threading.Event()
+stopped, printed = threading.Event(), 0
 def count():
-    while not stopped.is_set(): print(next(numbers), flush=True); time.sleep(0.002)
+    global printed
+    while not stopped.is_set(): print(printed := next(numbers), flush=True); time.sleep(0.002)
 thread = threading.Thread(target=count); thread.start()
 """
 
