@@ -1,7 +1,6 @@
 """Programs as people run them, frozen in the middle of their work: each goes on after a restore and in a clone.
 
-What is not installed is skipped, with its name. Packages that are in no lock file (uvloop, ipykernel) are looked for in
-the directory that THAWBOX_COMPAT_PACKAGES names; CI needs none of them.
+What is not installed is skipped, with its name; set-up for tests installs all of it.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import http.client
 import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -29,7 +27,6 @@ from thawbox.node import Node
 from thawbox.sandbox import Sandbox
 
 Verdict = Callable[[str, str, str], None]
-EXTRA = os.environ.get("THAWBOX_COMPAT_PACKAGES", "")
 
 
 @dataclass(frozen=True)
@@ -378,9 +375,7 @@ def _packages(name: str) -> Path | None:
     found = importlib.util.find_spec(name)
     if found is not None and found.origin:
         return Path(found.origin).parents[1]
-    if EXTRA and (Path(EXTRA) / name).is_dir():
-        return Path(EXTRA)
-    pytest.skip(f"needs the Python package {name} (in THAWBOX_COMPAT_PACKAGES)")
+    pytest.skip(f"needs the Python package {name}")
 
 
 def _binary(name: str) -> Path:
