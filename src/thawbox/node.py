@@ -27,6 +27,7 @@ from thawbox.sandbox.handle import wait_for_snapshot
 from thawbox.sandbox.starting import start
 from thawbox.sandbox.templates import Template, all_templates, create_template, find_template, rebuild_template
 from thawbox.store import Keys, Store, load_keys
+from thawbox.telemetry import NOBODY, Telemetry
 
 if TYPE_CHECKING:
     from thawbox.pool import Pool, PoolSpec
@@ -49,6 +50,7 @@ class Node:
         *,
         engine: Engine | None = None,
         layout: Layout | None = None,
+        telemetry: Telemetry = NOBODY,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings or load_settings()
@@ -65,7 +67,7 @@ class Node:
                 settings=self.settings,
                 journal=journal,
                 store=store,
-                make_engine=lambda: engine or _criu_engine(self.settings, programs),
+                make_engine=lambda: engine or _criu_engine(self.settings, programs, telemetry),
                 layout=layout or detect_layout(),
                 programs=programs,
                 capabilities=capability_mask(),
@@ -73,6 +75,7 @@ class Node:
                 tag=node_tag(home),
                 boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
                 now=now,
+                telemetry=telemetry,
             )
             undo.callback(self.context.close_engine)
             undo.callback(self.context.threads.close)
@@ -255,12 +258,16 @@ def _is_tmpfs(path: Path) -> bool:
     return False
 
 
-def _criu_engine(settings: Settings, programs: Programs) -> Engine:
+def _criu_engine(settings: Settings, programs: Programs, telemetry: Telemetry) -> Engine:
     from thawbox.engines.criu import CriuEngine, CriuProgram
+    from thawbox.engines.criu_template import TemplateServers
 
     cache = cache_directory(settings.home)
     cache.mkdir(mode=0o700, exist_ok=True)
     if cache.stat().st_uid != 0:
         raise Unsupported(f"{cache} belongs to another user", remediation=f"remove {cache}")
     program = CriuProgram(programs.criu, cache, programs.launcher)
-    return CriuEngine(program, private_directory(cache / "work"), timeout=settings.engine_timeout)
+    return CriuEngine(
+        program, private_directory(cache / "work"), timeout=settings.engine_timeout, telemetry=telemetry,
+        templates=TemplateServers(telemetry=telemetry),
+    )  # fmt: skip

@@ -18,6 +18,7 @@ from pathlib import Path
 from thawbox.engines import DumpReport, Place, RestoreReport
 from thawbox.engines.criu_connections import close_outside
 from thawbox.engines.criu_images import PARENT_LINK, read_dump_stats, read_tasks
+from thawbox.engines.criu_phases import Phases
 from thawbox.engines.criu_rpc import LOG, STDERR, CriuGone, CriuProgram, Notified, request
 from thawbox.engines.criu_template import TemplateGone, TemplateServers
 from thawbox.engines.proto import rpc_pb2
@@ -25,6 +26,7 @@ from thawbox.errors import DumpFailed, EngineError, RestoreFailed, ThawboxError,
 from thawbox.host.kernel_trials import soft_dirty
 from thawbox.host.namespaces import PIDS_ABOVE, Entrance
 from thawbox.host.proc import run_program
+from thawbox.telemetry import NOBODY, Telemetry
 
 GHOST_LIMIT = 256 << 20
 """Bytes of an unlinked open file that may be carried in the images."""
@@ -46,6 +48,7 @@ class CriuEngine:
     scratch: Path
     timeout: float = 120.0
     templates: TemplateServers = field(default_factory=TemplateServers)
+    telemetry: Telemetry = NOBODY
 
     @property
     def name(self) -> str:
@@ -80,16 +83,18 @@ class CriuEngine:
             if tracked:
                 options.parent_img = tracked
         begun = time.perf_counter()
+        phases = Phases(self.telemetry)
         with _work_directory(self.scratch, images) as work:
             try:
                 answer = request(
                     self.program, Entrance(place.keeper), message, images=images, work=work, timeout=self.timeout,
-                    on={"post-dump": while_stopped}, freezer=place.freezer,
+                    on=phases.of({"post-dump": while_stopped}), freezer=place.freezer,
                 )  # fmt: skip
             except CriuGone as error:
                 raise _failure(DumpFailed, f"the dump failed: {error}; the sandbox runs on", work) from error
             if not answer.success:
                 raise _failure(DumpFailed, "the dump failed; the sandbox runs on", work)
+            phases.end()
             stats = read_dump_stats(work)
         # CRIU counts from its first stop of a task to its last thaw, and has more to do before and after.
         frozen_ms = (stats.freezing_us + stats.frozen_us) / 1000
@@ -101,14 +106,17 @@ class CriuEngine:
         message = rpc_pb2.criu_req(type=rpc_pb2.RESTORE)
         _shared_options(message.opts, established=established)
         started = time.perf_counter()
+        phases = Phases(self.telemetry)
         entrance = Entrance(place.keeper, place.cgroup_procs, pids_above=_pids_above(images))
         with _work_directory(self.scratch, images) as work:
             try:
-                answer = self._ask_to_restore(entrance, message, images, work, on={"post-restore": before_resume})
+                on = phases.of({"post-restore": before_resume})
+                answer = self._ask_to_restore(entrance, message, images, work, on=on)
             except CriuGone as error:
                 raise _failure(RestoreFailed, f"the restore failed: {error}", work) from error
             if not answer.success:
                 raise _failure(RestoreFailed, "the restore failed", work)
+            phases.end()
         return RestoreReport((time.perf_counter() - started) * 1000)
 
     def _ask_to_restore(

@@ -20,6 +20,7 @@ from thawbox.engines.proto import rpc_pb2
 from thawbox.errors import EngineError, RestoreFailed, Unsupported
 from thawbox.host.namespaces import Entrance
 from thawbox.host.proc import start_program
+from thawbox.telemetry import NOBODY, Telemetry
 
 # The table and the messages: struct template_* in the patch.
 _HEADER = struct.Struct("<4I")
@@ -46,8 +47,9 @@ class TemplateServers:
     Safe to use from several threads. A restore that runs keeps its server's process alive by itself.
     """
 
-    def __init__(self, *, most: int = MOST_SERVERS) -> None:
+    def __init__(self, *, most: int = MOST_SERVERS, telemetry: Telemetry = NOBODY) -> None:
         self._lock = threading.Lock()
+        self._telemetry = telemetry
         self._most = most
         self._servers: dict[Path, TemplateServer] = {}
 
@@ -70,9 +72,7 @@ class TemplateServers:
         try:
             server = TemplateServer(program, chain)
         except (EngineError, Unsupported) as error:
-            import structlog  # with rich behind it, a tenth of a second, and hardly ever needed
-
-            structlog.get_logger().info("template.refused", images=str(chain[-1]), cause=error.cause)
+            self._telemetry.happened("engine.warm-refused", code=error.code)
             return False
         with self._lock:
             superfluous = [self._servers.pop(chain[-1])] if chain[-1] in self._servers else []

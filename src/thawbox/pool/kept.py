@@ -55,7 +55,7 @@ def open_pool(context: Context, name: str, *, share_memory: bool = True) -> Pool
     parking = CloneParking(context, name, spec.template, clones=spec.limit if share_memory else 0)
     pool = Pool(
         name, parking, spec.marks, lease_ttl=spec.lease_ttl, parallel=spec.parallel, now=context.now,
-        on_close=claim.close,
+        on_close=claim.close, telemetry=context.telemetry,
     )  # fmt: skip
     with ExitStack() as undo:
         undo.callback(pool.close)

@@ -25,6 +25,7 @@ from thawbox.pool.ledger import Ledger, Statistics, Waiter, Work
 from thawbox.pool_plan import Watermarks, check_watermarks
 from thawbox.sandbox import Sandbox
 from thawbox.sandbox.parking import Parked, Parking
+from thawbox.telemetry import NOBODY, Telemetry
 
 LEASE_SECONDS = 3600.0
 PARALLEL_RESTORES = 2
@@ -76,7 +77,7 @@ class Pool:
         self, name: str, parking: Parking, marks: Watermarks, *, lease_ttl: float = LEASE_SECONDS,
         parallel: int = PARALLEL_RESTORES, inspect_every: float = INSPECT_SECONDS, rng: random.Random | None = None,
         now: Callable[[], float] = time.time, clock: Callable[[], float] = time.monotonic,
-        on_close: Callable[[], None] = lambda: None,
+        on_close: Callable[[], None] = lambda: None, telemetry: Telemetry = NOBODY,
     ) -> None:  # fmt: skip
         self.name = name
         self._parking = parking
@@ -85,6 +86,7 @@ class Pool:
         self._now = now
         self._clock = clock
         self._on_close = on_close
+        self._telemetry = telemetry
         self._lock = threading.Condition()
         self._ledger = Ledger(name, check_watermarks(marks), parallel=parallel, rng=rng or random.Random())  # noqa: S311
         self._closing = False
@@ -123,6 +125,12 @@ class Pool:
         `ttl` is the seconds after which the lease ends by itself. Raises PoolExhausted at the timeout, Unavailable
         when the pool is draining or closed.
         """
+        with self._telemetry.step("pool.acquire", pool=self.name) as step:
+            lease = self._acquired(timeout=timeout, ttl=ttl)
+            step.note(sandbox=lease.sandbox.id)
+        return lease
+
+    def _acquired(self, *, timeout: float | None, ttl: float | None) -> Lease:
         begun = self._clock()
         lease = secrets.token_hex(8)
         clone = self._taken(lease) or self._awaited(lease, begun=begun, timeout=timeout)
@@ -342,7 +350,9 @@ class Pool:
 
     def _park(self, digest: SnapshotId) -> None:
         try:
-            clone = self._parking.park(digest)
+            with self._telemetry.step("pool.park", pool=self.name) as step:
+                clone = self._parking.park(digest)
+                step.note(sandbox=clone.id)
         except (ThawboxError, OSError) as error:
             with self._lock:
                 self._ledger.restore_failed(str(error), now=self._clock())

@@ -123,7 +123,9 @@ def dump(context: Context, record: Record, staging: Staging, wish: Wish) -> Unfi
         check_freezable(context, record)
         with _traceable(cgroup, frozen=record.phase is Phase.FROZEN) as freezer:
             place = Place(record.keeper_pid, freezer=freezer)
-            report = context.engine.dump(place, staging.images, while_stopped=while_stopped, tracked=known)
+            with context.telemetry.step("engine.dump", sandbox=record.id) as step:
+                report = context.engine.dump(place, staging.images, while_stopped=while_stopped, tracked=known)
+                step.note(frozen_ms=report.frozen_ms, pages_written=report.pages_written)
     moment = Moment(clocks[0], names_in(record, attendance), tuple(databases))
     return Unfinished(
         record, wish, parent, moment, report, beneath=since.layers,

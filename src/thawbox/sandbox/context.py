@@ -19,6 +19,7 @@ from thawbox.model import SandboxId
 from thawbox.sandbox.journal import Journal
 from thawbox.sandbox.threads import Threads
 from thawbox.store import Compat, Store
+from thawbox.telemetry import NOBODY, Telemetry
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Context:
     boot_id: str
     now: Callable[[], float]
     threads: Threads = field(default_factory=Threads)
+    telemetry: Telemetry = NOBODY
 
     @property
     def home(self) -> Path:

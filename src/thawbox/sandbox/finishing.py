@@ -73,7 +73,8 @@ def finish(context: Context, staging: Staging, unfinished: Unfinished) -> Checkp
     """
     record, wish, parent = unfinished.record, unfinished.wish, unfinished.parent
     join(unfinished.beneath, ahead=staging.layer, late=late_directory(staging))
-    clean = _shrink(context, staging, parent)
+    with context.telemetry.step("engine.shrink", sandbox=record.id):
+        clean = _shrink(context, staging, parent)
     if wish.skip_if_clean and clean and parent is not None and not unfinished.files_changed:
         context.store.answer(staging, parent, name=wish.name, labels=wish.labels)
         return _report(context.store.record(parent), unfinished.report, skipped=True)
@@ -85,7 +86,9 @@ def finish(context: Context, staging: Staging, unfinished: Unfinished) -> Checkp
         layers=_layers_beneath(context, staging, unfinished.beneath),
         body=body_of(record, moment, frozen_ms=unfinished.report.frozen_ms),
     )
-    stored = context.store.put(staging, draft, name=wish.name, labels=wish.labels, ttl=wish.ttl, pinned=wish.pinned)
+    with context.telemetry.step("store.put", sandbox=record.id) as step:
+        stored = context.store.put(staging, draft, name=wish.name, labels=wish.labels, ttl=wish.ttl, pinned=wish.pinned)
+        step.note(snapshot=stored.id, kind=draft.kind.value, bytes=stored.bytes)
     remember_capture(context, record, stored.id, stored.manifest.layers, unfinished.marks)
     note_snapshot(generation_directory(context, record), unfinished.dump_number, stored.id)
     return _report(stored, unfinished.report)
@@ -112,7 +115,9 @@ def _with_places(context: Context, staging: Staging, moment: Moment, parent: Sna
 def finish_apart(context: Context, staging: Staging, unfinished: Unfinished) -> None:
     """Finish for whoever waits by token, success or failure, and discard what is left; the journal learns of it."""
     try:
-        report = finish(context, staging, unfinished)
+        with context.telemetry.step("checkpoint.finish", sandbox=unfinished.record.id) as step:
+            report = finish(context, staging, unfinished)
+            step.note(snapshot=report.id, kind=report.kind.value, bytes=report.bytes, skipped=report.skipped)
         _follow(context, unfinished.record, report.id)
     except Exception as error:
         context.store.record_failure(staging.token, str(error))

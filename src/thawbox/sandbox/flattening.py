@@ -24,8 +24,14 @@ def flatten(context: Context, snapshot: SnapshotId, *, name: str = "") -> Snapsh
     before = (one.id for one in context.store.records() if one.manifest.flattens == snapshot)
     done = snapshot if manifest.kind is SnapshotKind.FULL else next(before, None)
     if done is None:
-        with context.store.reading(snapshot) as fetched, context.store.stage() as staging:
-            done = context.store.put(staging, _rewrite(context, fetched, staging)).id
+        with (
+            context.telemetry.step("flatten", snapshot=snapshot) as step,
+            context.store.reading(snapshot) as fetched,
+            context.store.stage() as staging,
+        ):
+            stored = context.store.put(staging, _rewrite(context, fetched, staging))
+            step.note(bytes=stored.bytes)
+            done = stored.id
     if name:
         context.store.name(done, name)
     _follow(context, snapshot, done)

@@ -34,6 +34,7 @@ from thawbox.sandbox.restoring import RestoreTimes
 from thawbox.sandbox.shells import open_log, root_layers
 from thawbox.sandbox.warming import warm_for
 from thawbox.store import Record as Stored
+from thawbox.telemetry import Step, carried
 
 PARALLEL_RESTORES = max(2, os.cpu_count() or 1)
 """Clones made at a time: a restore keeps one core busy, and waits little."""
@@ -92,8 +93,12 @@ class Sandbox:
         wish = Wish(mode, stop, skip_if_clean, name, labels or {}, ttl, pinned, when_ready)
         lock = background.take_finishing_lock(self._context, self.id)
         try:
-            with self._change() as record:
+            with self._step("checkpoint") as step, self._change() as record:
                 self._record, report = checkpointing.checkpoint(self._context, record, wish)
+                step.note(
+                    snapshot=report.id, kind=report.kind.value, bytes=report.bytes, skipped=report.skipped,
+                    frozen_ms=report.frozen_ms,
+                )  # fmt: skip
         finally:
             background.release_finishing_lock(self._context, self.id, lock)
         return Snapshot(self._context, report.id, report=report)
@@ -106,8 +111,9 @@ class Sandbox:
         """
         lock = background.take_finishing_lock(self._context, self.id)
         try:
-            with self._change() as record:
+            with self._step("checkpoint.begin") as step, self._change() as record:
                 staging, unfinished = checkpointing.begin(self._context, record, wish)
+                step.note(frozen_ms=unfinished.report.frozen_ms)
         except BaseException:
             background.release_finishing_lock(self._context, self.id, lock)
             raise
@@ -123,7 +129,7 @@ class Sandbox:
 
     def freeze(self) -> None:
         """Stop every task until `thaw`: memory is held, no CPU is used."""
-        with self._change() as record:
+        with self._step("freeze"), self._change() as record:
             after = next_phase(record.phase, Verb.FREEZE, who=record.name)
             if after is record.phase:
                 return
@@ -133,7 +139,7 @@ class Sandbox:
 
     def thaw(self) -> None:
         """Let every task run again."""
-        with self._change() as record:
+        with self._step("thaw"), self._change() as record:
             after = next_phase(record.phase, Verb.THAW, who=record.name)
             self._context.cgroup(self.id).thaw()
             self._update(replace(record, phase=after))
@@ -141,12 +147,12 @@ class Sandbox:
     def stop(self, *, timeout: float | None = None) -> None:
         """End the main program by SIGTERM, after `timeout` seconds (default: the setting) by SIGKILL."""
         seconds = self._context.settings.stop_timeout if timeout is None else timeout
-        with self._change() as record:
+        with self._step("stop"), self._change() as record:
             self._record = ending.stop(self._context, record, timeout=seconds)
 
     def remove(self, *, force: bool = False) -> None:
         """Remove an ended sandbox and its files; `force` kills a running one first. Its snapshots stay."""
-        with self._change() as record:
+        with self._step("remove"), self._change() as record:
             ending.remove(self._context, record, force=force)
 
     # --- what is done inside it -------------------------------------------------------------------------------
@@ -166,7 +172,7 @@ class Sandbox:
             argv=tuple(argv), env={"HOME": account.home, **(env or {})}, uid=account.uid, gid=account.gid,
             groups=account.groups, cwd=workdir or record.spec.workdir, terminal=terminal, stdin=stdin, detach=detach,
         )  # fmt: skip
-        with open_link(self._context, record) as link:
+        with self._step("exec"), open_link(self._context, record) as link:
             return link.exec(request)
 
     def run(self, *argv: str, stdin: bytes = b"", user: str = "") -> Completed | ExecRefused:
@@ -183,7 +189,7 @@ class Sandbox:
 
         Raises InvalidTransition when it does not run, InvalidRequest when nobody takes them, HookFailed.
         """
-        with self._change() as record:
+        with self._step("give"), self._change() as record:
             next_phase(record.phase, Verb.EXEC, who=record.name)
             give(self._context, record, Injection(secrets or {}, environment or {}))
 
@@ -224,6 +230,9 @@ class Sandbox:
                 self._context.remove_locks(self.id)  # taking them has made them anew
                 raise
             yield record
+
+    def _step(self, what: str) -> Step:
+        return self._context.telemetry.step(what, sandbox=self.id)
 
     def _update(self, record: Record) -> None:
         self._context.journal.update(record)
@@ -332,7 +341,8 @@ class Snapshot:
         made: list[tuple[Sandbox, RestoreTimes]] = []
         with ThreadPoolExecutor(PARALLEL_RESTORES, "thawbox-clone") as threads:
             futures = [
-                threads.submit(self.clone_timed, name=one, secrets=secrets, environment=environment) for one in names
+                threads.submit(carried(self.clone_timed), name=one, secrets=secrets, environment=environment)
+                for one in names
             ]
             failure: BaseException | None = None
             for future in futures:

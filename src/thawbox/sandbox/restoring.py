@@ -46,8 +46,13 @@ def restore(context: Context, snapshot: SnapshotId, *, injection: Injection = NO
     changed.
     """
     begun = time.perf_counter()
-    with context.store.reading(snapshot) as fetched:  # until its layers are held nobody may remove them
-        return _restore(context, fetched, begun, injection=injection)
+    with (
+        context.telemetry.step("restore", snapshot=snapshot) as step,
+        context.store.reading(snapshot) as fetched,  # until its layers are held nobody may remove them
+    ):
+        record, times = _restore(context, fetched, begun, injection=injection)
+        step.note(sandbox=record.id, restore_ms=times.restore_ms)
+    return record, times
 
 
 def _restore(context: Context, fetched: Fetched, begun: float, *, injection: Injection) -> tuple[Record, RestoreTimes]:
@@ -90,8 +95,13 @@ def clone(
     Raises Incompatible, IntegrityError, RestoreFailed, HookFailed; nothing is left of it then.
     """
     begun = time.perf_counter()
-    with context.store.reading(snapshot) as fetched:  # until its layers are held nobody may remove them
-        return _clone(context, fetched, begun, name=name, injection=injection, owner=owner)
+    with (
+        context.telemetry.step("clone", snapshot=snapshot) as step,
+        context.store.reading(snapshot) as fetched,  # until its layers are held nobody may remove them
+    ):
+        record, times = _clone(context, fetched, begun, name=name, injection=injection, owner=owner)
+        step.note(sandbox=record.id, restore_ms=times.restore_ms)
+    return record, times
 
 
 def _clone(
@@ -115,7 +125,8 @@ def _clone(
         undo.callback(remove_remains, context, record)
         _forget_callers(context, record)
         _tell(context, record, body, what="clone", injection=injection)
-        wait_ready(context, record)
+        with context.telemetry.step("ready", sandbox=record.id):
+            wait_ready(context, record)
         undo.pop_all()
     return record, RestoreTimes((restored - begun) * 1000, (time.perf_counter() - begun) * 1000)
 
@@ -125,7 +136,8 @@ def _tell(context: Context, record: Record, body: Body, *, what: str, injection:
     moment = body.moment
     slept = 0.0 if moment is None else context.now() - moment.clocks.wall / 1e9
     names = moment.guests if moment else ()
-    tell_restored(context, record, what=what, names=names, slept=slept, injection=injection)
+    with context.telemetry.step("hooks", sandbox=record.id):
+        tell_restored(context, record, what=what, names=names, slept=slept, injection=injection)
 
 
 def _forget_callers(context: Context, record: Record) -> None:
@@ -169,7 +181,8 @@ def _bring_to_life(context: Context, planned: Record, fetched: Fetched, undo: Ex
         parent_snapshot=fetched.id, boot_id=context.boot_id,
     )  # fmt: skip
     offsets = offsets_to_go_on(body.moment.clocks) if body.moment else ""
-    shell = raise_shell(context, record, rootfs, start_init=False, clock_offsets=offsets)
+    with context.telemetry.step("shell", sandbox=record.id):
+        shell = raise_shell(context, record, rootfs, start_init=False, clock_offsets=offsets)
     undo.callback(_take_down, context, record, shell.keeper)
     record = replace(record, keeper_pid=shell.keeper, keeper_started=shell.started)
     cgroup = context.cgroup(record.id)
@@ -180,7 +193,8 @@ def _bring_to_life(context: Context, planned: Record, fetched: Fetched, undo: Ex
         mend_identities(cgroup.pids(), databases)
 
     try:
-        context.engine.restore(place, fetched.images[-1], before_resume=before_resume)
+        with context.telemetry.step("engine.restore", sandbox=record.id):
+            context.engine.restore(place, fetched.images[-1], before_resume=before_resume)
     except RestoreFailed as failed:
         if cgroup.oom_kills():
             raise _does_not_fit(record, failed) from failed
@@ -209,5 +223,6 @@ def _take_down(context: Context, record: Record, keeper: int) -> None:
 
 def _times(context: Context, record: Record, begun: float) -> RestoreTimes:
     restored = time.perf_counter()
-    wait_ready(context, record)
+    with context.telemetry.step("ready", sandbox=record.id):
+        wait_ready(context, record)
     return RestoreTimes((restored - begun) * 1000, (time.perf_counter() - begun) * 1000)

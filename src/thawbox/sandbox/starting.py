@@ -27,6 +27,13 @@ def start(context: Context, spec: Spec) -> tuple[Record, float]:
 
     Returns once it is ready. Raises InvalidSpec, StartFailed, Unsupported; nothing is left of it then.
     """
+    with context.telemetry.step("run") as step:
+        record, create_ms = _start(context, spec)
+        step.note(sandbox=record.id, create_ms=create_ms)
+    return record, create_ms
+
+
+def _start(context: Context, spec: Spec) -> tuple[Record, float]:
     begun = time.perf_counter()
     check_spec(spec)
     for mount in spec.mounts:
@@ -49,7 +56,8 @@ def start(context: Context, spec: Spec) -> tuple[Record, float]:
         undo.callback(remove_tree, context.directory(record.id))
         record = add_record(context, record)
         undo.callback(context.journal.remove, record.id)
-        shell = raise_shell(context, record, rootfs, start_init=True)
+        with context.telemetry.step("shell", sandbox=record.id):
+            shell = raise_shell(context, record, rootfs, start_init=True)
         record = replace(
             record, keeper_pid=shell.keeper, keeper_started=shell.started,
             phase=next_phase(record.phase, Verb.STARTED, who=record.name),
@@ -57,7 +65,8 @@ def start(context: Context, spec: Spec) -> tuple[Record, float]:
         undo.callback(remove_remains, context, record)
         context.journal.update(record)
         create_ms = (time.perf_counter() - begun) * 1000
-        wait_ready(context, record)
+        with context.telemetry.step("ready", sandbox=record.id):
+            wait_ready(context, record)
         undo.pop_all()
     return record, create_ms
 

@@ -48,7 +48,7 @@ def create_template(context: Context, name: str, spec: Spec) -> Template:
     Raises InvalidRequest when the name is taken, and as starting and checkpointing do; nothing is left then.
     """
     checked_name(name, "template name")
-    with _alone(context, name):
+    with context.telemetry.step("template.create", template=name), _alone(context, name):
         if name in context.journal.entries(_KIND):
             raise InvalidRequest(
                 f"there is a template {name!r} already", remediation="use `thawbox template rebuild`, or another name"
@@ -61,7 +61,7 @@ def rebuild_template(context: Context, name: str) -> Template:
 
     The old one stays in use, whole, when this fails.
     """
-    with _alone(context, name):
+    with context.telemetry.step("template.rebuild", template=name), _alone(context, name):
         before = find_template(context, name)
         built = _build(context, name, before.spec, created_at=before.created_at)
         if built.snapshot != before.snapshot:

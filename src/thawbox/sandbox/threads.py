@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from thawbox.telemetry import carried
+
 
 class Threads:
     """Work that goes on after its caller was answered. Each thread ends by itself."""
@@ -14,8 +16,8 @@ class Threads:
         self._threads: list[threading.Thread] = []
 
     def start(self, work: Callable[[], None], *, name: str) -> None:
-        """Run `work` in a new thread; it raises nothing."""
-        thread = threading.Thread(target=work, name=name)
+        """Run `work` in a new thread, as a part of the step that is under way here; it raises nothing."""
+        thread = threading.Thread(target=carried(work), name=name)
         with self._lock:
             self._threads = [one for one in self._threads if one.is_alive()]
             self._threads.append(thread)

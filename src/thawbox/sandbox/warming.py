@@ -19,7 +19,10 @@ def warm_for(context: Context, snapshot: SnapshotId, clones: int) -> bool:
         resident = sum(path.stat().st_size for images in fetched.images for path in images.glob("pages-*.img"))
         if not is_worth_warming(clones, resident=resident, available=available_memory()):
             return False
-        return context.engine.warm(fetched.images)
+        with context.telemetry.step("engine.warm", snapshot=snapshot) as step:
+            is_held = context.engine.warm(fetched.images)
+            step.note(is_held=is_held)
+        return is_held
 
 
 def is_worth_warming(clones: int, *, resident: int, available: int) -> bool:

@@ -6,24 +6,22 @@ import threading
 from types import TracebackType
 from typing import Self
 
-import structlog
-
 from thawbox.errors import SnapshotNotFound
 from thawbox.store.store import Store
 from thawbox.store.verify import Problem
-
-_log = structlog.get_logger()
+from thawbox.telemetry import NOBODY, Telemetry
 
 
 class Recheck:
     """A thread that every `period` seconds verifies the snapshot whose last verification is oldest; 0: never.
 
-    What it finds damaged stands in `problems` and in the log; the next restore of it refuses by itself.
+    What it finds damaged stands in `problems` and is told to observers; the next restore of it refuses by itself.
     """
 
-    def __init__(self, store: Store, *, period: float) -> None:
+    def __init__(self, store: Store, *, period: float, telemetry: Telemetry = NOBODY) -> None:
         self._store = store
         self._period = period
+        self._telemetry = telemetry
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="thawbox-recheck", daemon=True)
         self.problems: tuple[Problem, ...] = ()
@@ -54,5 +52,5 @@ class Recheck:
         except SnapshotNotFound:
             return  # removed since it was chosen
         for problem in found:
-            _log.error("snapshot.damaged", snapshot=problem.snapshot, file=problem.file, cause=problem.cause)
+            self._telemetry.happened("snapshot.damaged", snapshot=problem.snapshot, file=problem.file)
         self.problems = (*self.problems, *found)

@@ -134,7 +134,9 @@ def _carry_out(context: Context, wanted: Recovery, record: Record, death: Death,
             return Later(order.delay, is_planned=True)
         has_waited = False
         tell(_event(context, record, "recover.started", cause=death.cause, snapshot=order.snapshot))
-        done = attempt_restore(context, record, order.snapshot, death, wanted.policy, noticed_at=wanted.noticed_at)
+        with context.telemetry.step("recovery", sandbox=record.id, snapshot=order.snapshot) as step:
+            done = attempt_restore(context, record, order.snapshot, death, wanted.policy, noticed_at=wanted.noticed_at)
+            step.note(outcome=done.attempt.outcome.value, **_times(done.attempt))
         remember_attempt(context, record.id, done.attempt)
         past.append(done.attempt)
         if done.record is not None:
@@ -156,8 +158,11 @@ def _snapshots(context: Context, policy: Policy, record: Record, death: Death) -
 
 
 def _figures(attempt: Attempt) -> dict[str, object]:
-    names = ("cause", "snapshot", "lost_s", "detect_ms", "restore_ms", "healthy_ms")
-    return {name: getattr(attempt, name) for name in names}
+    return {"cause": attempt.cause, "snapshot": attempt.snapshot, **_times(attempt)}
+
+
+def _times(attempt: Attempt) -> dict[str, object]:
+    return {name: getattr(attempt, name) for name in ("lost_s", "detect_ms", "restore_ms", "healthy_ms")}
 
 
 def _event(context: Context, record: Record, what: str, **details: object) -> Event:

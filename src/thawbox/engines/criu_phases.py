@@ -1,0 +1,48 @@
+"""What CRIU is doing within a dump or restore, as far as it says so: it notifies us as each part of its work ends.
+
+At a notification CRIU waits for us, so what we do then (copying changed files, mending identities) is told apart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+from thawbox.engines.criu_rpc import Notified
+from thawbox.telemetry import Telemetry
+
+NOTIFICATIONS = (
+    "pre-dump", "network-lock", "post-dump", "network-unlock", "pre-restore", "setup-namespaces",
+    "post-setup-namespaces", "post-restore", "pre-resume", "post-resume", "orphan-pts-master",
+)  # fmt: skip
+"""All that CRIU sends (criu/action-scripts.c)."""
+
+
+class Phases:
+    """Tells of each part of one request as a step `criu.until-NOTIFICATION`, and of our own as `criu.on-…`."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+        self._last = time.perf_counter()
+
+    def of(self, on: Notified) -> Notified:
+        """The same answers to notifications, with the phases told where anybody listens."""
+        if not self._telemetry.observers:
+            return on
+        return {name: partial(self._notified, name, on.get(name)) for name in NOTIFICATIONS}
+
+    def end(self) -> None:
+        """The request is answered."""
+        self._tell("criu.until-end")
+
+    def _notified(self, name: str, act: Callable[[], None] | None) -> None:
+        self._tell(f"criu.until-{name}")
+        if act is not None:
+            act()
+            self._tell(f"criu.on-{name}")
+
+    def _tell(self, name: str) -> None:
+        now = time.perf_counter()
+        self._telemetry.passed(name, seconds=now - self._last)
+        self._last = now
