@@ -1,6 +1,7 @@
 """What every test that runs sandboxes shares: a node on a home of its own, and a look at what it leaves behind.
 
-`tests/` is put on the import path, so that tests share modules (`traces`, `views`) and not only fixtures.
+`tests/` is put on the import path, so that tests share modules (`traces`, `views`) and not only fixtures; so is the
+golden agent, whose modules (`app`, `golden`, `corpus`, …) are tested like ours.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "agent"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from thawbox.config import load_settings

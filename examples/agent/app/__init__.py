@@ -1,0 +1,1 @@
+"""The golden agent: a FastAPI program that is expensive to start and cheap to bring back. See ../README.md."""
