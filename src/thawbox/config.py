@@ -11,7 +11,7 @@ from thawbox.errors import InvalidRequest
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How this node behaves. Every field is read from `THAWBOX_<FIELD>` where that is set."""
+    """How this node behaves. Every field is read from `THAWBOX_<FIELD>` where that is set, else from its "also"."""
 
     home: Path = field(default=Path("/var/lib/thawbox"), metadata={"doc": "all state of this node lives below it"})
     criu: str = field(default="", metadata={"doc": "path of the criu to use; empty: the best one found"})
@@ -23,7 +23,15 @@ class Settings:
     stop_timeout: float = field(default=10.0, metadata={"doc": "seconds between SIGTERM and SIGKILL when stopping"})
     max_chain_length: int = field(default=8, metadata={"doc": "links after which the next snapshot is a full one"})
     disk_budget: int = field(default=0, metadata={"doc": "bytes of snapshots before gc evicts leaves; 0: no budget"})
-    log_level: str = field(default="warning", metadata={"doc": "debug, info, warning or error"})
+    log_level: str = field(default="info", metadata={"doc": "of `serve`: debug, info, warning or error"})
+    log_format: str = field(default="console", metadata={"doc": "of `serve`: console, or json, one object a line"})
+    otlp_endpoint: str = field(
+        default="",
+        metadata={
+            "doc": "`serve` sends traces there by OTLP over HTTP; empty: none are made",
+            "also": "OTEL_EXPORTER_OTLP_ENDPOINT",
+        },
+    )
     golden_secrets: str = field(
         default="refuse", metadata={"doc": "what looks like a secret before a template is made: refuse, warn or off"}
     )
@@ -47,6 +55,11 @@ class Settings:
     subnet: str = field(default="10.231.0.0/16", metadata={"doc": "addresses given to sandboxes with --net nat"})
 
 
+_WORDS = {
+    "golden_secrets": ("refuse", "warn", "off"),
+    "log_level": ("debug", "info", "warning", "error"),
+    "log_format": ("console", "json"),
+}
 _TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}
 
 
@@ -55,15 +68,18 @@ def load_settings(environ: dict[str, str] | None = None, **overrides: object) ->
     source = dict(os.environ) if environ is None else environ
     values: dict[str, object] = {}
     for setting in fields(Settings):
-        raw = source.get(f"THAWBOX_{setting.name.upper()}")
+        raw = source.get(f"THAWBOX_{setting.name.upper()}", source.get(setting.metadata.get("also", "")))
         if raw is not None:
             values[setting.name] = _parse(setting.name, raw, setting.default)
     values.update({key: value for key, value in overrides.items() if value is not None})
     settings = Settings(**values)  # type: ignore[arg-type]  # each value was parsed to its default's own type
     if not settings.home.is_absolute():
         raise InvalidRequest(f"THAWBOX_HOME={settings.home} is not absolute", remediation="give an absolute path")
-    if settings.golden_secrets not in {"refuse", "warn", "off"}:
-        raise InvalidRequest(f"THAWBOX_GOLDEN_SECRETS={settings.golden_secrets!r} is not refuse, warn or off")
+    for name, words in _WORDS.items():
+        if (given := getattr(settings, name)) not in words:
+            raise InvalidRequest(f"THAWBOX_{name.upper()}={given!r} is not {', '.join(words[:-1])} or {words[-1]}")
+    if settings.otlp_endpoint and not settings.otlp_endpoint.startswith(("http://", "https://")):
+        raise InvalidRequest(f"THAWBOX_OTLP_ENDPOINT={settings.otlp_endpoint!r} is not an http:// or https:// address")
     return settings
 
 

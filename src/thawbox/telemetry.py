@@ -27,11 +27,11 @@ class Step:
     """One thing that is being done, and, once its block has ended, was done. Steps begun within it are its parts.
 
     `began` is seconds since the epoch, `seconds` how long it took; `error` is what the block raised. `is_fact`: it
-    took no time, it happened.
+    took no time, it happened. `attached` is what observers keep of it, by observer.
     """
 
-    __slots__ = ("_begun", "_ends", "_observers", "_token", "began", "error", "fields", "is_fact", "name", "parent",
-                 "seconds")  # fmt: skip
+    __slots__ = ("_begun", "_ends", "_observers", "_token", "attached", "began", "error", "fields", "is_fact", "name",
+                 "parent", "seconds")  # fmt: skip
 
     def __init__(
         self, name: str, fields: dict[str, object], observers: Sequence[Observer], *, is_fact: bool = False
@@ -43,6 +43,7 @@ class Step:
         self.began = 0.0
         self.seconds = 0.0
         self.error: BaseException | None = None
+        self.attached: dict[object, object] = {}
         self._observers = observers
         self._ends: list[Callable[[], None]] = []
 

@@ -54,6 +54,11 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
         raise
 
 
+def flush(fd: int) -> None:
+    """Flush what was written through an open descriptor, without its times, to the disk."""
+    os.fdatasync(fd)
+
+
 def names_in(directory: Path) -> list[str]:
     """The names in a directory, as text; empty if it is not there."""
     try:
