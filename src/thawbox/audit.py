@@ -89,10 +89,7 @@ class Audit:
         line = _encode(entry, at)
         try:
             with self._lock:
-                if not self._is_current() or os.fstat(self._fd).st_size + len(line) > self._largest:
-                    self._renew(len(line))
-                if os.write(self._fd, line) != len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+                self._append(line)
         except (OSError, LockTimeout) as error:
             self._failure = error
             raise
@@ -109,6 +106,12 @@ class Audit:
                 f"the audit log cannot be written: {error}", remediation="free some disk space below THAWBOX_HOME"
             ) from error
         self._failure = None
+
+    def _append(self, line: bytes) -> None:
+        if not self._is_current() or os.fstat(self._fd).st_size + len(line) > self._largest:
+            self._renew(len(line))
+        if os.write(self._fd, line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def _opened(self) -> int:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
