@@ -13,6 +13,9 @@
  *       directory RUN_FD as descriptor 1000 (our criu keeps its feature cache there). Exits with the program's
  *       status. The child dies with us, so that killing us is enough.
  *
+ * A plan may come in two parts: the step `rest` says "waiting\n" on STATUS_FD, then reads what follows from GO_FD to its
+ * end. So a shell can be kept ready before it is known whose it will be; it ends when its maker does.
+ *
  * The plan is a sequence of NUL-terminated fields: a step's name, then its arguments. Steps run in order; those
  * before `unshare` in the caller's namespaces, the rest in pid 1. Sources of bind mounts are opened before `pivot`
  * and attached after it, so that no symbolic link in a hostile rootfs can name a path of the host.
@@ -132,6 +135,34 @@ static void do_unshare(char **a)
 	if (mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL))
 		fail("make mounts private");
 	setsid();
+}
+
+static void run_plan(char *plan, size_t length);
+static size_t read_plan(int fd, char *plan);
+
+static void do_rest(char **a)
+{
+	static char plan[PLAN_LIMIT + 1];
+	size_t length;
+
+	(void)a;
+	dprintf(status_fd, "waiting\n");
+	length = read_plan(go_fd, plan);
+	close(go_fd);
+	run_plan(plan, length);
+}
+
+static void do_retime(char **a) /* offsets: a new time namespace for ourselves, who have seen one already */
+{
+	int fd;
+
+	if (unshare(CLONE_NEWTIME))
+		fail("not permitted");
+	write_file("/proc/self/timens_offsets", a[0]);
+	fd = open("/proc/self/ns/time_for_children", O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || setns(fd, CLONE_NEWTIME))
+		fail("cannot enter");
+	close(fd);
 }
 
 static void do_wait(char **a)
@@ -361,7 +392,7 @@ static const struct op {
 	void (*run)(char **);
 } ops[] = {
 	{ "cgroup", 1, do_cgroup },	{ "tree", 1, do_tree },		{ "unshare", 1, do_unshare },
-	{ "clock", 1, do_clock },
+	{ "clock", 1, do_clock },	{ "rest", 0, do_rest },		{ "retime", 1, do_retime },
 	{ "wait", 0, do_wait },		{ "hostname", 1, do_hostname }, { "loopback", 0, do_loopback },
 	{ "mount", 4, do_mount },	{ "source", 1, do_source },	{ "bind", 3, do_bind },
 	{ "pivot", 1, do_pivot },	{ "writable", 1, do_writable }, { "readonly", 1, do_readonly },
@@ -403,21 +434,29 @@ static void run_plan(char *plan, size_t length)
 	fail("the plan has no last step");
 }
 
+static size_t read_plan(int fd, char *plan)
+{
+	size_t length = 0;
+	ssize_t got;
+
+	while ((got = read(fd, plan + length, PLAN_LIMIT - length)) > 0)
+		length += (size_t)got;
+	if (got < 0 || !length || length == PLAN_LIMIT || plan[length - 1])
+		errno = EINVAL, fail("unreadable plan");
+	return length;
+}
+
 static int shell(char **argv)
 {
 	static char plan[PLAN_LIMIT + 1];
-	size_t length = 0;
-	ssize_t got;
+	size_t length;
 	int plan_fd = atoi(argv[0]);
 
 	status_fd = atoi(argv[1]);
 	go_fd = atoi(argv[2]);
 	if (fcntl(status_fd, F_SETFD, FD_CLOEXEC))
 		fail("status descriptor");
-	while ((got = read(plan_fd, plan + length, PLAN_LIMIT - length)) > 0)
-		length += (size_t)got;
-	if (got < 0 || !length || length == PLAN_LIMIT || plan[length - 1])
-		errno = EINVAL, fail("unreadable plan");
+	length = read_plan(plan_fd, plan);
 	close(plan_fd);
 	umask(0);
 	run_plan(plan, length);

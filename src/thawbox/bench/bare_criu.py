@@ -85,7 +85,7 @@ class BareCriu(CriuEngine):
         place: Place,
         images: Path,
         *,
-        before_resume: Callable[[], None],
+        before_resume: Callable[[], None] | None = None,
         established: bool = True,
     ) -> RestoreReport:
         with _work_directory(self.scratch) as work:

@@ -68,9 +68,11 @@ class Engine(Protocol):
         ...
 
     def restore(
-        self, place: Place, images: Path, *, before_resume: Callable[[], None], established: bool = True
+        self, place: Place, images: Path, *, before_resume: Callable[[], None] | None = None, established: bool = True
     ) -> RestoreReport:
         """Bring the tree in `images` to life inside `place`; `before_resume` is called just before it runs.
+
+        To leave it out saves the engine's asking.
 
         With `established` false, TCP connections are closed instead of restored.
         Raises RestoreFailed; `place` may then hold remains of the tree, and its owner destroys it.

@@ -101,7 +101,7 @@ class CriuEngine:
         return DumpReport(frozen_ms, (time.perf_counter() - begun) * 1000, stats.pages_written)
 
     def restore(
-        self, place: Place, images: Path, *, before_resume: Callable[[], None], established: bool = True
+        self, place: Place, images: Path, *, before_resume: Callable[[], None] | None = None, established: bool = True
     ) -> RestoreReport:
         message = rpc_pb2.criu_req(type=rpc_pb2.RESTORE)
         _shared_options(message.opts, established=established)
@@ -110,7 +110,7 @@ class CriuEngine:
         entrance = Entrance(place.keeper, place.cgroup_procs, pids_above=_pids_above(images))
         with _work_directory(self.scratch, images) as work:
             try:
-                on = phases.of({"post-restore": before_resume})
+                on = phases.of({} if before_resume is None else {"post-restore": before_resume})
                 answer = self._ask_to_restore(entrance, message, images, work, on=on)
             except CriuGone as error:
                 raise _failure(RestoreFailed, f"the restore failed: {error}", work) from error

@@ -8,33 +8,29 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 import subprocess
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from thawbox.engines.criu_rpc import LOG, RPC_CONFIG, CriuProgram, Notified, converse
+from thawbox.engines.criu_rpc import LOG, RPC_CONFIG, CriuProgram, Notified, converse, learn_kernel
 from thawbox.engines.proto import rpc_pb2
 from thawbox.errors import EngineError, RestoreFailed, Unsupported
 from thawbox.host.namespaces import Entrance
 from thawbox.host.proc import start_program
 from thawbox.telemetry import NOBODY, Telemetry
 
-# The table and the messages: struct template_* in the patch.
-_HEADER = struct.Struct("<4I")
-_REGION = struct.Struct("<QQQII")
-_PIECE = struct.Struct("<QQQII")
-_MAGIC = 0x54425458
 _IMAGES_FD, _WORK_FD = 901, 902
 _NAMESPACES = ("cgroup", "time", "uts", "net", "mnt")
-_MAX_FILES = 240
-_MAP_PLAIN = 0x22  # MAP_PRIVATE | MAP_ANONYMOUS
-_MAP_NORESERVE = 0x4000
 _LOAD_SECONDS = 120.0
 MOST_SERVERS = 4
 """Each holds the whole memory of a snapshot."""
+
+
+if TYPE_CHECKING:
+    from thawbox.engines.criu_template_table import Table
 
 
 class TemplateGone(Exception):
@@ -108,7 +104,10 @@ class TemplateServer:
         self._lock = threading.Lock()
         self._program = program
         self._images = chain[-1]
-        table, files = _table(chain)
+        from thawbox.engines.criu_template_table import make_table  # numpy: 0.15 s, and only needed here
+
+        learn_kernel(program, timeout=_LOAD_SECONDS)
+        table = make_table(chain)
         with ExitStack() as undo:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.enter_context(ours)
@@ -117,7 +116,7 @@ class TemplateServer:
                     [str(program.binary), "template", str(theirs.fileno())], pass_fds=[theirs.fileno()]
                 )
             undo.callback(_end, self._process)
-            _load(ours, table, files)
+            _load(ours, program.cache, table)
             self._socket = ours
             self._undo = undo.pop_all()
 
@@ -144,7 +143,7 @@ class TemplateServer:
         with ExitStack() as undo:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.enter_context(ours)
-            with theirs, _descriptors(self._program, entrance, self._images, work) as fds:
+            with theirs, _descriptors(entrance, self._images, work) as fds:
                 try:
                     with self._lock:
                         socket.send_fds(self._socket, [b"clone %d" % entrance.pids_above], [theirs.fileno(), *fds])
@@ -159,11 +158,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _descriptors(program: CriuProgram, entrance: Entrance, images: Path, work: Path) -> Generator[list[int]]:
+def _descriptors(entrance: Entrance, images: Path, work: Path) -> Generator[list[int]]:
     """What a clone needs, in the order of enum template_fd, less the connection."""
     process = f"/proc/{entrance.pid}/ns"
     paths: list[tuple[str | Path, int]] = [
-        (images, os.O_RDONLY), (work, os.O_RDONLY), (program.cache, os.O_RDONLY),
+        (images, os.O_RDONLY), (work, os.O_RDONLY),
         ("/proc/sys/kernel/ns_last_pid", os.O_WRONLY),
         *((f"{process}/{name}", os.O_RDONLY) for name in (*_NAMESPACES, "pid")),
         *((procs, os.O_WRONLY) for procs in entrance.cgroup_procs),
@@ -176,13 +175,16 @@ def _descriptors(program: CriuProgram, entrance: Entrance, images: Path, work: P
         yield fds
 
 
-def _load(connection: socket.socket, table: bytes, files: Sequence[Path]) -> None:
+def _load(connection: socket.socket, cache: Path, table: Table) -> None:
     with ExitStack() as undo:
+        cache_fd = os.open(cache, os.O_RDONLY | os.O_CLOEXEC)
+        undo.callback(os.close, cache_fd)
         holder = undo.enter_context(os.fdopen(os.memfd_create("template"), "wb"))
-        holder.write(table)
+        holder.write(table.content)
         holder.flush()
-        opened = [undo.enter_context(file.open("rb")) for file in files]
-        socket.send_fds(connection, [b"load"], [holder.fileno(), *(file.fileno() for file in opened)])
+        opened = [undo.enter_context(file.open("rb")) for file in table.files]
+        fds = [cache_fd, holder.fileno(), *(file.fileno() for file in opened)]
+        socket.send_fds(connection, [b"load"], fds)
         connection.settimeout(_LOAD_SECONDS)
         try:
             answer = connection.recv(256)
@@ -191,38 +193,3 @@ def _load(connection: socket.socket, table: bytes, files: Sequence[Path]) -> Non
         if answer != b"ready":
             raise RestoreFailed(f"the template server could not load its snapshot: {answer.decode() or 'it ended'}")
         connection.settimeout(None)
-
-
-def _table(chain: Sequence[Path]) -> tuple[bytes, list[Path]]:
-    """The regions to hold and the pieces to fill them with, packed, and the files that hold the pieces."""
-    from thawbox.engines.criu_images import read_vmas
-    from thawbox.engines.criu_reader import merged_pages
-    from thawbox.engines.criu_vmas import absent_is_zero
-
-    merged = merged_pages(chain)
-    files: dict[Path, int] = {}
-    regions: list[bytes] = []
-    pieces: list[bytes] = []
-    for memory in merged.memories:
-        if memory.shared:
-            continue
-        plain = [
-            vma for vma in read_vmas(chain[-1], memory.number)
-            if absent_is_zero(vma) and vma.flags & ~_MAP_NORESERVE == _MAP_PLAIN
-        ]  # fmt: skip
-        segments = list(merged.segments(memory))
-        for vma in plain:
-            mine = [
-                (max(vma.start, part.address), min(vma.end, part.address + part.length), part)
-                for part in segments if part.address < vma.end and part.address + part.length > vma.start
-            ]  # fmt: skip
-            if not mine:
-                continue
-            for begin, end, part in mine:
-                number = files.setdefault(part.file, len(files))
-                pieces.append(_PIECE.pack(begin, end - begin, part.offset + begin - part.address, number, 0))
-            regions.append(_REGION.pack(vma.start, vma.end, vma.flags, memory.number, len(mine)))
-    if len(files) > _MAX_FILES:
-        raise Unsupported(f"the snapshot's memory lies in {len(files)} files", remediation="flatten it first")
-    table = _HEADER.pack(_MAGIC, len(regions), len(pieces), 0) + b"".join(regions) + b"".join(pieces)
-    return table, list(files)

@@ -89,7 +89,7 @@ class FakeEngine:
         place: Place,
         images: Path,
         *,
-        before_resume: Callable[[], None],
+        before_resume: Callable[[], None] | None = None,
         established: bool = True,  # noqa: ARG002 - its trees have no connections
     ) -> RestoreReport:
         if place.keeper in self.trees:
@@ -98,7 +98,8 @@ class FakeEngine:
             pages = _effective(images)
         except (CorruptSnapshot, BrokenChain) as unreadable:
             raise RestoreFailed(f"the restore failed: {unreadable.cause}", remediation="read the log") from unreadable
-        before_resume()
+        if before_resume is not None:
+            before_resume()
         self.trees[place.keeper] = FakeTree(pages)
         return RestoreReport(0.0)
 

@@ -126,7 +126,8 @@ def _clone(
         _forget_callers(context, record)
         _tell(context, record, body, what="clone", injection=injection)
         with context.telemetry.step("ready", sandbox=record.id):
-            wait_ready(context, record)
+            if record.spec.ready:  # else it is ready when its init answers, which it has just done
+                wait_ready(context, record)
         undo.pop_all()
     return record, RestoreTimes((restored - begun) * 1000, (time.perf_counter() - begun) * 1000)
 
@@ -194,7 +195,8 @@ def _bring_to_life(context: Context, planned: Record, fetched: Fetched, undo: Ex
 
     try:
         with context.telemetry.step("engine.restore", sandbox=record.id):
-            context.engine.restore(place, fetched.images[-1], before_resume=before_resume)
+            told = before_resume if databases else None
+            context.engine.restore(place, fetched.images[-1], before_resume=told)
     except RestoreFailed as failed:
         if cgroup.oom_kills():
             raise _does_not_fit(record, failed) from failed

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from thawbox.host.identity import Identity, lookup_user, write_identity
+from thawbox.host.init_client import CONTROL_SOCKET
 from thawbox.host.init_wire import ExecRequest, encode_config
 from thawbox.host.layers import Layers
 from thawbox.host.network import host_nameservers
@@ -50,6 +51,7 @@ def prepare_upper(
         _make_private(context, record, rootfs, upper / PRIVATE)
     else:
         _bring_log(lowers, upper / PRIVATE)
+        _hide_socket(lowers, upper / PRIVATE)
 
 
 def _bring_log(lowers: tuple[Path, ...], private: Path) -> None:
@@ -72,6 +74,12 @@ def _bring_log(lowers: tuple[Path, ...], private: Path) -> None:
                     shutil.copyfileobj(content, target)
                     os.fchmod(target.fileno(), stat.S_IMODE(os.fstat(source).st_mode))
             seen.add(file.name)
+
+
+def _hide_socket(lowers: tuple[Path, ...], private: Path) -> None:
+    """Hide init's old socket: a restore removes it before it listens anew, which costs a mounted overlay more."""
+    if Layers(lowers).find(CONTROL_SOCKET).real:
+        os.mknod(private / Path(CONTROL_SOCKET).name, stat.S_IFCHR, 0)
 
 
 def _make_directories(upper: Path) -> None:
