@@ -242,7 +242,8 @@ class Interrupted:
     def dump(self, place: Place, images: Path, *, while_stopped: Callable[[], None], **options: Any) -> Any:
         return self._engine.dump(place, images, while_stopped=lambda: kill_criu(while_stopped), **options)
 
-    def restore(self, place: Place, images: Path, *, before_resume: Callable[[], None] | None = None, **options: Any) -> Any:
+    def restore(self, place: Place, images: Path, **options: Any) -> Any:
+        before_resume = options.pop("before_resume", None) or (lambda: None)
         return self._engine.restore(place, images, before_resume=lambda: kill_criu(before_resume), **options)
 
 
