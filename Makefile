@@ -1,6 +1,6 @@
 # `make demo` and `make test` work on a fresh Debian 12 machine as root, with nothing installed by hand.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test lint bench clean
+.PHONY: help setup setup-dev demo test lint bench bench-quick setup-peers clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -21,8 +21,15 @@ test: setup-dev ## all tests, then lint
 lint: setup-dev ## ruff, mypy, pyright and the layers
 	@scripts/lint
 
-bench: setup-dev ## the measurements in bench/, one after the other
+setup-peers: setup-dev
+	@scripts/setup-peers
+
+bench: setup-peers ## every measurement: beside all peers, then those in bench/, one after the other (an hour)
+	.venv/bin/thawbox bench --out docs/benchmarks
 	@for file in bench/*.py; do .venv/bin/python "$$file" || exit 1; done
+
+bench-quick: setup-peers ## three minutes: which ratios moved since the last report
+	.venv/bin/thawbox bench --quick
 
 clean: ## remove what set-up, tests and builds made in this checkout
 	rm -rf .venv .cache native/build native/init/build build dist

@@ -49,9 +49,11 @@ class BareTimes:
 class BareCriu(CriuEngine):
     """The engine, but for dump and restore, which are the criu command and a clock. `last` is what it showed.
 
-    A restore's `answer_ms` ends with the first answer of the agent in it, which is asked right after criu's exit.
+    A restore's `answer_ms` ends with the first answer of the program in it, which `ask` asks right after criu's exit
+    and by default is the agent.
     """
 
+    ask: Callable[[int], object] = agent.ask
     _seen: list[BareTimes] = field(default_factory=list[BareTimes])
 
     @property
@@ -97,7 +99,7 @@ class BareCriu(CriuEngine):
             whole_ms = (time.perf_counter() - begun) * 1000
             if status:
                 raise RestoreFailed("bare criu could not restore", log=_tail(work))
-            agent.ask(place.keeper)
+            self.ask(place.keeper)
             self._seen.append(BareTimes(whole_ms, answer_ms=(time.perf_counter() - begun) * 1000))
         return RestoreReport(whole_ms)
 

@@ -32,7 +32,7 @@ _SECTIONS = {
     },
     "Pools": {"template": "template", "pool": "pool", "serve": "serve"},
     "Work that must not be lost": {"supervise": "supervise", "workflow": "workflow"},
-    "This machine": {"doctor": "doctor", "demo": "demo", "completion": "completion"},
+    "This machine": {"doctor": "doctor", "demo": "demo", "bench": "bench", "completion": "completion"},
 }  # fmt: skip
 _MODULES = {name: module for section in _SECTIONS.values() for name, module in section.items()}
 

@@ -29,6 +29,11 @@ def connect_within(pid: int, port: int, *, host: str = "127.0.0.1", timeout: flo
     return run_within(pid, lambda: socket.create_connection((host, port), timeout=timeout))
 
 
+def connect_in(namespace: int, port: int, *, host: str = "127.0.0.1", timeout: float) -> socket.socket:
+    """The same inside the network namespace that is open as descriptor `namespace`, which stays the caller's."""
+    return _visit(namespace, lambda: socket.create_connection((host, port), timeout=timeout))
+
+
 def connect_abstract(pid: int, name: str, *, timeout: float) -> socket.socket:
     """A stream connection to the abstract unix socket `name` (without its NUL) of a process's network namespace.
 
@@ -77,6 +82,13 @@ def run_within(pid: int, action: Callable[[], _T]) -> _T:
         namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError):
         raise NotFound(f"process {pid} is gone") from None
+    try:
+        return _visit(namespace, action)
+    finally:
+        os.close(namespace)
+
+
+def _visit(namespace: int, action: Callable[[], _T]) -> _T:
     results: list[_T] = []
     failures: list[OSError] = []
 
@@ -87,12 +99,9 @@ def run_within(pid: int, action: Callable[[], _T]) -> _T:
         except OSError as error:
             failures.append(error)
 
-    try:
-        visitor = threading.Thread(target=enter_and_act, name="thawbox-reach")
-        visitor.start()
-        visitor.join()
-    finally:
-        os.close(namespace)
+    visitor = threading.Thread(target=enter_and_act, name="thawbox-reach")
+    visitor.start()
+    visitor.join()
     if failures:
         raise failures[0]
     return results[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 
@@ -85,6 +86,7 @@ def remove_pool(context: Context, name: str, *, force: bool = False) -> None:
         for clone in (*found.parked, *found.leased, *found.rest):
             parking.destroy(clone)
         context.journal.remove_entry(_KIND, name)
+        _lock_of(context, name).unlink()  # held by us alone: whoever waits for it makes a new one, and finds no pool
 
 
 def remove_unused_template(context: Context, name: str) -> None:
@@ -97,10 +99,13 @@ def remove_unused_template(context: Context, name: str) -> None:
 
 def _claim(context: Context, name: str, undo: ExitStack) -> None:
     """Be the only process that keeps this pool until `undo` unwinds, or the process ends."""
-    lock = private_directory(context.home / "locks") / f"pool-{name}"
     try:
-        undo.enter_context(locked(lock, timeout=0))
+        undo.enter_context(locked(_lock_of(context, name), timeout=0))
     except LockTimeout:
         raise Unavailable(
             f"pool {name} is kept by another process", remediation="use it through that process, or stop it"
         ) from None
+
+
+def _lock_of(context: Context, name: str) -> Path:
+    return private_directory(context.home / "locks") / f"pool-{name}"

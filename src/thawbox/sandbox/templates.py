@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -87,9 +88,16 @@ def all_templates(context: Context) -> list[Template]:
     return [msgspec.json.decode(content, type=Template) for content in context.journal.entries(_KIND).values()]
 
 
-def _alone(context: Context, name: str) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def _alone(context: Context, name: str) -> Generator[None]:
+    """One change at a time to one template; a name that stands for none afterwards keeps no lock file."""
     lock = private_directory(context.home / "locks") / f"template-{name}"
-    return locked(lock, timeout=context.settings.lock_timeout, what=f"template {name}")
+    with locked(lock, timeout=context.settings.lock_timeout, what=f"template {name}"):
+        try:
+            yield
+        finally:
+            if name not in context.journal.entries(_KIND):
+                lock.unlink()
 
 
 def _build(context: Context, name: str, spec: Spec, *, created_at: float) -> Template:
