@@ -46,6 +46,8 @@ static int keep(const sigset_t *set)
 int main(int argc, char **argv)
 {
     const char *mode = argc > 1 ? argv[1] : "";
+    if (argc == 3 && !strcmp(mode, "relay"))
+        return run_relay(argv[2]);
     bool hold = !strcmp(mode, "hold"), init = !strcmp(mode, "init"), keeper = !strcmp(mode, "keeper");
     int ready = argc > 2 ? atoi(argv[2]) : -1;
     sigset_t set;

@@ -53,6 +53,14 @@ class Settings:
         default=False, metadata={"doc": "true: a snapshot that no trusted key signed never reaches the engine"}
     )
     subnet: str = field(default="10.231.0.0/16", metadata={"doc": "addresses given to sandboxes with --net nat"})
+    upload_limit: int = field(
+        default=8 << 30,
+        metadata={"doc": "bytes of one upload into a sandbox; it is gathered on this node's disk first"},
+    )
+    url: str = field(
+        default="", metadata={"doc": "where `thawbox.Client` finds the service; empty: this node's own socket"}
+    )
+    token: str = field(default="", repr=False, metadata={"doc": "what `thawbox.Client` shows to a service over TCP"})
 
 
 _WORDS = {

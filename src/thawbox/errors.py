@@ -51,6 +51,20 @@ class InvalidTransition(InvalidRequest):
     default_remediation = "look at the sandbox's state with `thawbox inspect`"
 
 
+class CommandInterrupted(InvalidTransition):
+    """A command can be heard no more: its sandbox stopped, or went back to a time before it."""
+
+    code = "invalid.interrupted"
+    default_remediation = "look at the sandbox; the command may have done a part of its work"
+
+
+class InvalidPath(InvalidRequest):
+    """What is at that path in the sandbox does not allow this: a directory in the way, a link in a circle."""
+
+    code = "invalid.path"
+    default_remediation = "correct the path, or look at what is there"
+
+
 class NotFound(ThawboxError):
     """What was named does not exist here: look elsewhere."""
 
@@ -65,6 +79,11 @@ class SandboxNotFound(NotFound):
 class SnapshotNotFound(NotFound):
     code = "not_found.snapshot"
     default_remediation = "`thawbox snapshots ls` lists the snapshots of this node"
+
+
+class PathNotFound(NotFound):
+    code = "not_found.path"
+    default_remediation = "list its directory to see what is there"
 
 
 class Unsupported(ThawboxError):
@@ -99,6 +118,13 @@ class LockTimeout(Unavailable):
 
 class BackendUnavailable(Unavailable):
     code = "unavailable.backend"
+
+
+class NoSpace(Unavailable):
+    """There is no room to write to."""
+
+    code = "unavailable.space"
+    default_remediation = "free some space, then retry"
 
 
 class EngineError(ThawboxError):

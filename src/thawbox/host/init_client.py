@@ -11,6 +11,7 @@ import errno
 import select
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -297,6 +298,7 @@ class ExecSession:
         self._accepted = self._written = 0
         self._stdin_ended = False
         self._over: Exited | Interrupted | None = None
+        self._given_up = threading.Event()
 
     def __enter__(self) -> Self:
         return self
@@ -312,6 +314,10 @@ class ExecSession:
             if isinstance(self._over, Exited):
                 self._wire.send(Frame.ACK, b"\0" + bytes(8))
         self._wire.close()
+
+    def give_up(self) -> None:
+        """End any wait for a lost connection, from another thread: the session then counts as interrupted."""
+        self._given_up.set()
 
     def fileno(self) -> int:
         """Readable when `poll` has something to do; changes with a reconnect."""
@@ -473,9 +479,9 @@ class ExecSession:
                 self._wire.close()
                 if isinstance(error, BlockingIOError):  # frozen: it goes on when it is thawed, however long that is
                     deadline = time.monotonic() + self.reconnect_seconds
-                if isinstance(error, SessionGone) or time.monotonic() >= deadline:
+                if isinstance(error, SessionGone) or self._given_up.is_set() or time.monotonic() >= deadline:
                     self._over = Interrupted(str(error))
                     return
             else:
                 return
-            time.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
+            self._given_up.wait(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])

@@ -8,7 +8,7 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,3 +159,20 @@ def pid_inside(pid: int) -> int | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return next((int(line.split()[-1]) for line in lines if line.startswith("NSpid:")), None)
+
+
+def kill_session(pids: Iterable[int], session: int) -> None:
+    """Kill those of the processes that belong to a session, named by its number in their own pid namespace."""
+    for pid in pids:
+        with _pidfd(pid, None) as fd:
+            if fd is not None and _session_inside(pid) == session:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+
+
+def _session_inside(pid: int) -> int | None:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return next((int(line.split()[-1]) for line in lines if line.startswith("NSsid:")), None)

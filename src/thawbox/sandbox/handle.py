@@ -21,11 +21,14 @@ from thawbox.host.preflight import Finding
 from thawbox.host.reach import connect_within
 from thawbox.lifecycle import ALIVE, Verb, next_phase
 from thawbox.model import Phase, SandboxId, SnapshotId, Spec
-from thawbox.sandbox import background, checkpointing, ending, restoring
+from thawbox.sandbox import background, checkpointing, ending, interpreter, restoring
 from thawbox.sandbox.checkpointing import CheckpointReport, Mode, Wish
+from thawbox.sandbox.commands import Command
 from thawbox.sandbox.context import Context
+from thawbox.sandbox.files import Files
 from thawbox.sandbox.flattening import flatten
 from thawbox.sandbox.hooks import Injection, give
+from thawbox.sandbox.interpreter import CodeRun
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.links import open_link
 from thawbox.sandbox.observe import observe
@@ -174,6 +177,38 @@ class Sandbox:
         )  # fmt: skip
         with self._step("exec"), open_link(self._context, record) as link:
             return link.exec(request)
+
+    def command(
+        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, user: str = "", workdir: str = "",
+        terminal: Terminal | None = None, stdin: bool = False, timeout: float | None = None,
+    ) -> Command | ExecRefused:  # fmt: skip
+        """Start a program inside that one thread follows while others talk to it; `timeout` (seconds) kills it."""
+        session = self.exec(argv, env=env, user=user, workdir=workdir, terminal=terminal, stdin=stdin)
+        if isinstance(session, ExecSession):
+            return Command(session, self._context.cgroup(self.id), timeout=timeout)
+        assert isinstance(session, ExecRefused)  # noqa: S101 - a session id comes only with `detach`
+        return session
+
+    def run_code(self, code: str, *, context: str = "default", timeout: float | None = None) -> CodeRun:
+        """Run Python code in an interpreter that stays in the sandbox, with its variables, under the context's name.
+
+        Follow it by `events`, or wait for its `result`. Raises InvalidTransition, InvalidRequest, Unsupported where
+        the sandbox has no python3.
+        """
+        record = self.record
+        next_phase(record.phase, Verb.EXEC, who=record.name)
+        return interpreter.begin(self._context, record, self.exec, code, name=context, timeout=timeout)
+
+    def end_code(self, context: str = "default") -> None:
+        """End the interpreter of that name with all it holds; nothing happens if there is none."""
+        record = self.record
+        next_phase(record.phase, Verb.EXEC, who=record.name)
+        interpreter.end(self._context, record, name=context)
+
+    @property
+    def files(self) -> Files:
+        """Its files, inside its own root alone."""
+        return Files(self._context, self.id)
 
     def run(self, *argv: str, stdin: bytes = b"", user: str = "") -> Completed | ExecRefused:
         """Run a program inside to its end and collect what it prints."""
