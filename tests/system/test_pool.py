@@ -115,7 +115,7 @@ def test_a_parked_clone_that_is_killed_is_noticed_and_replaced(node: Node, open_
     keeper = clone.record.keeper_pid
     init = children(keeper)[0]
     os.kill({"the keeper": keeper, "init": init, "the program": children(init)[0]}[victim], signal.SIGKILL)
-    wait_for(pool, lambda: pool.statistics().totals.died == 1 and pool.statistics().parked == 1)
+    wait_for(pool, lambda: (now := pool.statistics()).totals.died == 1 and now.parked == 1 and not now.ending)
     with pool.acquire(timeout=SOON) as sandbox:
         assert sandbox.id != clone.id
         assert ask(sandbox)
