@@ -65,6 +65,29 @@ class InvalidPath(InvalidRequest):
     default_remediation = "correct the path, or look at what is there"
 
 
+class IdempotencyConflict(InvalidRequest):
+    """An idempotency key that was used for another request, or whose answer cannot be given again."""
+
+    code = "invalid.idempotency"
+    default_remediation = "use a new key for a new request"
+
+
+class Refused(ThawboxError):
+    """Whoever asks may not: ask with another token."""
+
+    code = "refused"
+
+
+class Unauthenticated(Refused):
+    code = "unauthenticated"
+    default_remediation = "send `Authorization: Bearer TOKEN`; `thawbox token create` makes one"
+
+
+class Forbidden(Refused):
+    code = "forbidden"
+    default_remediation = "use a token of a wider scope"
+
+
 class NotFound(ThawboxError):
     """What was named does not exist here: look elsewhere."""
 
@@ -125,6 +148,26 @@ class NoSpace(Unavailable):
 
     code = "unavailable.space"
     default_remediation = "free some space, then retry"
+
+
+class LimitReached(Unavailable):
+    """A token has as much as it may have."""
+
+    code = "unavailable.limit"
+    default_remediation = "remove what is no longer needed, or ask for a token with wider limits"
+
+
+class Busy(Unavailable):
+    """The node has as much work as it takes on, or is stopping."""
+
+    code = "unavailable.busy"
+
+
+class Cancelled(Unavailable):
+    """An operation that was cancelled before it was done; what it had begun was undone."""
+
+    code = "unavailable.cancelled"
+    default_remediation = "begin it anew"
 
 
 class EngineError(ThawboxError):

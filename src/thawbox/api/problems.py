@@ -1,19 +1,35 @@
-"""The one table from what went wrong to the HTTP status, and how a problem is written (RFC 9457)."""
+"""The one table from what went wrong to the HTTP status, and how a problem is written (RFC 9457).
+
+Rule: what a caller could have put right is never a 5xx; 500 says that the node, CRIU or the disk failed.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
+import sqlite3
+from collections.abc import Mapping
+
+import structlog
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from thawbox.errors import (
     EngineError,
+    Forbidden,
+    HookFailed,
+    IdempotencyConflict,
     Incompatible,
     IntegrityError,
     InvalidRequest,
     InvalidTransition,
+    LimitReached,
     NotFound,
+    StartFailed,
     ThawboxError,
+    Unauthenticated,
     Unavailable,
     Unsupported,
 )
@@ -21,37 +37,90 @@ from thawbox.errors import (
 HTTP_STATUSES: dict[type[ThawboxError], int] = {
     InvalidRequest: 400,
     InvalidTransition: 409,
+    IdempotencyConflict: 409,
+    Unauthenticated: 401,
+    Forbidden: 403,
     NotFound: 404,
-    Unsupported: 501,
+    Unsupported: 422,
     Incompatible: 409,
     Unavailable: 503,
+    LimitReached: 429,
     EngineError: 500,
+    StartFailed: 422,  # nearly always the program: it is not there, or was never ready
+    HookFailed: 422,  # the program's own hook
     IntegrityError: 500,
 }
 """One per family, or for a class that differs from its family."""
 
 PROBLEM = "application/problem+json"
+RETRY_SECONDS = 1
+"""What `Retry-After` says: a clone is parked, a queue is shorter, a stopping node is back within about this."""
+_DISK_FULL = {errno.ENOSPC: 507, errno.EDQUOT: 507}
+_log = structlog.get_logger()
 
 
 def http_status_of(error: ThawboxError) -> int:
     """The HTTP status for an error: that of the nearest of its classes in the table."""
-    return next(HTTP_STATUSES[kind] for kind in type(error).__mro__ if kind in HTTP_STATUSES)
+    return next((HTTP_STATUSES[kind] for kind in type(error).__mro__ if kind in HTTP_STATUSES), 500)
+
+
+def problem_of(error: BaseException) -> JSONResponse:
+    """The answer to whoever asked for what went wrong, whatever it was."""
+    told = describe(error)
+    status = int(str(told["status"]))
+    headers: dict[str, str] = {}
+    if status in (429, 503):
+        headers["Retry-After"] = str(RETRY_SECONDS)
+    if status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="thawbox"'
+    return JSONResponse(told, status_code=status, media_type=PROBLEM, headers=headers)
+
+
+def describe(error: BaseException) -> dict[str, object]:
+    """A problem as JSON: `type, title, status, detail`, and our own `code, cause, remediation` and perhaps `log`."""
+    if isinstance(error, ThawboxError):
+        return _problem(http_status_of(error), error.code, error.cause, error.remediation, log=error.log)
+    if isinstance(error, sqlite3.Error):
+        return _problem(503, "host.records", f"the node's records could not be used: {error}", "retry")
+    if isinstance(error, OSError):
+        name = errno.errorcode.get(error.errno or 0, "other").lower()
+        words = os.strerror(error.errno) if error.errno else str(error)
+        status = _DISK_FULL.get(error.errno or 0, 500)
+        return _problem(status, f"host.{name}", words, "look at the node: `thawbox doctor`")
+    return _problem(500, "defect", f"unexpected {type(error).__name__}", "a defect of thawbox: the node's log has more")
 
 
 async def tell_error(_: Request, error: Exception) -> JSONResponse:
-    """One of our own errors as a problem."""
-    assert isinstance(error, ThawboxError)  # noqa: S101 - registered for these alone
-    return _problem(http_status_of(error), error.code, error.cause, error.remediation, log=error.log)
+    """One of our own errors, or of the host's, as a problem."""
+    if not isinstance(error, ThawboxError):
+        _log.error("request.failed", error=repr(error), exc_info=error)
+    return problem_of(error)
 
 
 async def tell_invalid(_: Request, error: Exception) -> JSONResponse:
     """A request that FastAPI could not read."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for these alone
-    told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-    return _problem(400, "invalid", told, "correct the request; /openapi.json describes it")
+    told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:10])
+    told = told.encode("utf-8", "backslashreplace").decode()
+    return _as_response(400, "invalid", told[:2000], "correct the request; /openapi.json describes it")
 
 
-def _problem(status: int, code: str, cause: str, remediation: str, *, log: str = "") -> JSONResponse:
-    told = {"type": "about:blank", "title": code, "status": status, "detail": cause}
-    told |= {"code": code, "cause": cause, "remediation": remediation} | ({"log": log} if log else {})
-    return JSONResponse(told, status_code=status, media_type=PROBLEM)
+async def tell_unrouted(_: Request, error: Exception) -> JSONResponse:
+    """A path or method that there is not."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for these alone
+    codes = {404: "not_found.route", 405: "invalid.method"}
+    code = codes.get(error.status_code, "invalid")
+    remedy = "see /openapi.json for the routes"
+    return _as_response(error.status_code, code, str(error.detail), remedy, headers=error.headers)
+
+
+def _as_response(
+    status: int, code: str, cause: str, remediation: str, *, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    told = _problem(status, code, cause, remediation)
+    return JSONResponse(told, status_code=status, media_type=PROBLEM, headers=dict(headers or {}))
+
+
+def _problem(status: int, code: str, cause: str, remediation: str, *, log: str = "") -> dict[str, object]:
+    told: dict[str, object] = {"type": "about:blank", "title": code, "status": status, "detail": cause}
+    return told | {"code": code, "cause": cause, "remediation": remediation} | ({"log": log} if log else {})

@@ -1,37 +1,78 @@
-"""What `thawbox serve` keeps: every pool of the node, open, and the supervision of its sandboxes."""
+"""What `thawbox serve` keeps: the node's pools, open; its supervision; its events, tokens and operations.
+
+`create_app` puts routes over it; whatever a route needs of the node it asks for here.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from contextlib import ExitStack
+import time
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from thawbox.errors import NotFound
+from thawbox.api.book import Book
+from thawbox.api.events import Events
+from thawbox.api.facts import Doctor, facts_of
+from thawbox.api.operations import Operations
+from thawbox.api.owners import Owners
+from thawbox.api.tokens import Caller, Tokens
+from thawbox.api.watch import Watch, subject
+from thawbox.errors import Busy, NotFound
+from thawbox.model import Restart, SandboxId
 from thawbox.node import Node
 from thawbox.pool import Pool, PoolSpec
+from thawbox.restart_plan import Policy, policy_of
+from thawbox.sandbox import Context, Sandbox, Snapshot
+from thawbox.sandbox.recovering import Supervised, remember_supervised
+from thawbox.store import Store
 from thawbox.store.recheck import Recheck
-from thawbox.supervisor import Supervisor
+from thawbox.supervisor import Event, Supervisor
+
+_RECOVERIES = {
+    "recover.started": "recovery.started",
+    "recover.complete": "recovery.done",
+    "recover.gave_up": "recovery.gave_up",
+}
+"""What the supervisor says, and the events it becomes."""
 
 
 class Service:
-    """The pools of a node, opened at the start of the block and closed, not drained, at its end; and its supervisor."""
+    """A node as a service, for the length of the block. At its end pools are closed, not drained; sandboxes run on."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
+        self.started_at = time.time()
         self._undo = ExitStack()
         self._pools: dict[str, Pool] = {}
         self._lock = threading.Lock()
+        self._is_ready = False
+        self.doctor = Doctor()
+        self.ending = asyncio.Event()
+        """Set when the service stops: streams end by it."""
 
     def __enter__(self) -> Self:
+        context = self.node.context
         with ExitStack() as undo:
-            undo.enter_context(Recheck(self.node.context.store, period=self.node.settings.verify_every))
-            self.supervisor = undo.enter_context(Supervisor(self.node.context))
+            self.book = Book(self.node.settings.home)
+            undo.callback(self.book.close)
+            self.tokens = Tokens(self.book)
+            self.events = Events(self.book)
+            self.operations = Operations(self.book, self.events)
+            self.owners = Owners(self.book, context)
+            self.watch = undo.enter_context(Watch(context, self.events))
+            self.recheck = undo.enter_context(Recheck(context.store, period=self.node.settings.verify_every))
+            self.supervisor = undo.enter_context(Supervisor(context, tell=self._hear))
             undo.callback(self._close_pools)
             for spec in self.node.pools():
                 if not spec.drained:
                     self.open(spec.name)
+            undo.callback(self._stop)
             self._undo = undo.pop_all()
+        self._is_ready = True
+        self.events.emit("node.started", self.subject)
         return self
 
     def __exit__(
@@ -39,11 +80,85 @@ class Service:
     ) -> None:
         self._undo.close()
 
+    @property
+    def context(self) -> Context:
+        """The parts of the node."""
+        return self.node.context
+
+    @property
+    def store(self) -> Store:
+        """The node's snapshots."""
+        return self.node.context.store
+
+    @property
+    def subject(self) -> dict[str, object]:
+        """The node, as events speak of it."""
+        return subject("node", self.node.context.tag, self.node.settings.home.name)
+
+    def _stop(self) -> None:
+        self._is_ready = False
+
+    def stopping(self) -> None:
+        """From now on `check_ready` says that nothing more is taken on."""
+        if self._is_ready:
+            self._is_ready = False
+            self.events.emit("node.stopping", self.subject)
+
+    def check_ready(self) -> None:
+        """Raise Busy before the pools are open and once the service is stopping."""
+        if not self._is_ready:
+            raise Busy("the node is starting or stopping", remediation="ask again soon")
+
     def check(self) -> None:
-        """Raise what ended the tending of a pool or the supervision, if anything did."""
+        """Raise what ended the tending of a pool, the supervision or the watching, if anything did."""
         for pool in self.pools().values():
             pool.check()
         self.supervisor.statuses()
+        self.watch.check()
+
+    def _hear(self, event: Event) -> None:
+        kind = _RECOVERIES.get(event.what)
+        if kind is not None:
+            self.watch.look_at(event.sandbox)
+            self.events.emit(kind, subject("sandbox", event.sandbox, event.name), **event.details)
+
+    # --- sandboxes and snapshots -----------------------------------------------------------------------------------
+
+    def sandbox(self, reference: str) -> Sandbox:
+        """The sandbox of this name, id or beginning of an id; raises SandboxNotFound."""
+        return self.node.sandbox(reference)
+
+    def snapshot(self, reference: str) -> Snapshot:
+        """The snapshot of this name, id or beginning of an id; raises SnapshotNotFound."""
+        return self.node.snapshot(reference)
+
+    @contextmanager
+    def changing(self, reference: str) -> Generator[Sandbox]:
+        """The sandbox, for a block that changes it: what became of it is told when the block ends, however it does."""
+        sandbox = self.sandbox(reference)
+        try:
+            yield sandbox
+        finally:
+            self.noticed(sandbox.id)
+
+    def noticed(self, *sandboxes: SandboxId) -> None:
+        """Tell what became of these sandboxes, and of snapshots."""
+        for sandbox in sandboxes:
+            self.watch.look_at(sandbox)
+
+    def made(self, caller: Caller, *sandboxes: Sandbox) -> None:
+        """Remember who made these sandboxes, and tell of them."""
+        for sandbox in sandboxes:
+            self.owners.add("sandbox", sandbox.id, caller)
+        self.noticed(*(sandbox.id for sandbox in sandboxes))
+
+    def forget_supervision(self, sandbox: Sandbox) -> None:
+        """Watch over a sandbox no longer, also where its spec asks for it."""
+        self.supervisor.forget(sandbox)
+        if policy_of(sandbox.spec) is not None:  # its spec would ask again
+            remember_supervised(self.node.context, sandbox.id, Supervised(Policy(restart=Restart.NO)))
+
+    # --- pools -----------------------------------------------------------------------------------------------------
 
     def _close_pools(self) -> None:
         while self._pools:
@@ -52,7 +167,9 @@ class Service:
     def create(self, spec: PoolSpec) -> Pool:
         """Make a pool and begin to fill it."""
         self.node.create_pool(spec)
-        return self.open(spec.name)
+        pool = self.open(spec.name)
+        self.watch.look()
+        return pool
 
     def open(self, name: str) -> Pool:
         """The pool of this name, opened if it was not."""
@@ -80,6 +197,7 @@ class Service:
         self.node.mark_drained(name)
         with self._lock:
             self._pools.pop(name, None)
+        self.watch.look()
 
     def remove(self, name: str, *, force: bool) -> None:
         """Close, destroy and forget a pool; raises InvalidRequest while it has leases, unless `force`."""
@@ -94,3 +212,13 @@ class Service:
             if open_pool is not None:
                 self.open(name)
             raise
+        finally:
+            self.watch.look()
+
+    def uptime(self) -> float:
+        """Seconds since the service began."""
+        return time.time() - self.started_at
+
+    def facts(self) -> dict[str, Any]:
+        """What the node is and has, as `GET /v1/node` answers."""
+        return facts_of(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -12,6 +13,7 @@ from types import FrameType
 
 import uvicorn
 
+from thawbox.api.access import PeerProtocol
 from thawbox.api.app import create_app
 from thawbox.api.service import Service
 from thawbox.errors import Unavailable
@@ -19,6 +21,8 @@ from thawbox.host.files import locked
 from thawbox.node import Node
 
 SOCKET = "serve.sock"
+BACKLOG = 512
+"""Connections that may wait to be accepted: 200 clients come at once and none is turned away."""
 STOP_SECONDS = 10
 """How long requests that are under way may take to end after SIGTERM."""
 
@@ -32,15 +36,33 @@ def serve(node: Node, *, ready: Callable[[Path], None] = lambda _: None) -> None
         undo.enter_context(_alone(node))
         service = Service(node)
         config = uvicorn.Config(
-            create_app(service), lifespan="off", log_level="warning", access_log=False,
-            timeout_graceful_shutdown=STOP_SECONDS,
+            create_app(service), http=PeerProtocol, ws="websockets-sansio", lifespan="off", log_level="warning",
+            access_log=False, server_header=False, timeout_graceful_shutdown=STOP_SECONDS, backlog=BACKLOG,
         )  # fmt: skip
-        server = uvicorn.Server(config)
+        server = _Server(config, service)
         undo.enter_context(_ended_by_signals(server))
         undo.enter_context(service)
         listening = undo.enter_context(_listening(node.settings.home))
         ready(node.settings.home / SOCKET)
         server.run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, whose loop the service's events are heard in, and whose end ends their streams."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.events.bell.hang_in(asyncio.get_running_loop())
+        await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.stopping()
+        self._service.ending.set()
+        self._service.events.bell.ring()
+        await super().shutdown(sockets)
 
 
 @contextlib.contextmanager
@@ -81,7 +103,7 @@ def _listening(home: Path) -> Generator[socket.socket]:
         os.umask(mask)
         os.close(directory)
     with listening:
-        listening.listen(128)
+        listening.listen(BACKLOG)
         try:
             yield listening
         finally:

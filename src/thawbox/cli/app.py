@@ -30,7 +30,8 @@ _SECTIONS = {
         "checkpoint": "checkpoints", "restore": "checkpoints", "clone": "checkpoints", "fork": "checkpoints",
         "snapshots": "snapshots",
     },
-    "Pools": {"template": "template", "pool": "pool", "serve": "serve"},
+    "Pools": {"template": "template", "pool": "pool"},
+    "The service": {"serve": "serve", "token": "token"},
     "Work that must not be lost": {"supervise": "supervise", "workflow": "workflow"},
     "This machine": {"doctor": "doctor", "demo": "demo", "bench": "bench", "completion": "completion"},
 }  # fmt: skip

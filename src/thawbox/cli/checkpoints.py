@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import click
 
+from thawbox import views
 from thawbox.cli.names import opened, sandbox_argument, snapshot_argument
 from thawbox.cli.output import human_ms, human_size, json_option, print_json, print_table, progress_of
 
 if TYPE_CHECKING:
-    from thawbox.sandbox import CheckpointReport, RestoreTimes, Sandbox, Snapshot
+    from thawbox.sandbox import Sandbox, Snapshot
     from thawbox.sandbox.checkpointing import Wish
 
 _count_option = click.option(
@@ -89,7 +90,7 @@ def checkpoint_command(
     report = snapshot.report
     assert report is not None  # noqa: S101 - a snapshot just made has one
     if as_json:
-        print_json(report_as_object(report))
+        print_json(views.checkpoint_report(report))
         return
     click.echo(snapshot.id)
     frozen, size = human_ms(report.frozen_ms), human_size(report.bytes)
@@ -110,28 +111,6 @@ def _begin(sandbox: Sandbox, wish: Wish, *, as_json: bool) -> None:
     click.echo(f"frozen for {human_ms(pending.frozen_ms)}; `thawbox snapshots wait {pending.token}` waits", err=True)
 
 
-def report_as_object(report: CheckpointReport) -> dict[str, object]:
-    """A checkpoint as JSON shows it."""
-    return {
-        "id": report.id,
-        "parent": report.parent,
-        "kind": report.kind.value,
-        "frozen_ms": round(report.frozen_ms, 3),
-        "total_ms": round(report.total_ms, 3),
-        "bytes": report.bytes,
-        "skipped": report.skipped,
-    }
-
-
-def _restored(sandbox: Sandbox, times: RestoreTimes) -> dict[str, object]:
-    return {
-        "id": sandbox.id,
-        "name": sandbox.name,
-        "restore_ms": round(times.restore_ms, 3),
-        "ready_ms": round(times.ready_ms, 3),
-    }
-
-
 @click.command("restore", short_help="Bring the sandbox of a snapshot back.")
 @snapshot_argument
 @_secret_option
@@ -147,7 +126,7 @@ def restore_command(reference: str, secrets: tuple[str, ...], env: tuple[str, ..
     with opened() as node:
         sandbox, times = node.snapshot(reference).restore(**_injected(secrets, env))
     if as_json:
-        print_json(_restored(sandbox, times))
+        print_json(views.restored(sandbox, times))
     else:
         click.echo(sandbox.name)
         click.echo(f"runs after {human_ms(times.restore_ms)}, answers after {human_ms(times.ready_ms)}", err=True)
@@ -214,9 +193,9 @@ def _clone(
 ) -> None:
     with progress_of("cloning", count) as advance:
         clones = snapshot.clones_timed(count, name=name, eager=eager, progress=advance, **injected)
-    made = [_restored(sandbox, times) for sandbox, times in clones]
+    made = [views.restored(sandbox, times) for sandbox, times in clones]
     if as_json:
-        of_fork = {"snapshot": report_as_object(snapshot.report)} if snapshot.report is not None else {}
+        of_fork = {"snapshot": views.checkpoint_report(snapshot.report)} if snapshot.report is not None else {}
         print_json({"sandboxes": made, **of_fork})
     elif count == 1:
         click.echo(clones[0][0].name)

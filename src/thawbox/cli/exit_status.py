@@ -11,6 +11,7 @@ from thawbox.errors import (
     IntegrityError,
     InvalidRequest,
     NotFound,
+    Refused,
     ThawboxError,
     Unavailable,
     Unsupported,
@@ -24,6 +25,7 @@ EXIT_STATUSES: dict[type[ThawboxError], int] = {
     Unavailable: 106,
     EngineError: 107,
     IntegrityError: 108,
+    Refused: 111,
 }
 """One per family: a class that stands here answers for all below it."""
 
@@ -47,6 +49,7 @@ MEANINGS: dict[int, str] = {
     108: "stored bytes are not what they should be; never retry",
     109: "the host's system refused: disk full, no permission, a file that is not there",
     110: "`exec`: the command cannot be heard any more, because its sandbox stopped or went back to an earlier time",
+    111: "the node's service refused: no token, or one that may not do this",
     120: "a defect of thawbox itself; `--verbose` shows where",
     130: "interrupted from the keyboard (128 + the signal's number for others)",
     141: "whoever read the output went away",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from thawbox import views
 from thawbox.cli.names import opened, sandbox_argument
 from thawbox.cli.output import json_option, print_json, timestamp
 
@@ -44,7 +45,7 @@ def logs_command(
         sandbox = node.sandbox(name)
         records = _chosen(sandbox, begin=begin, tail=tail, follow=follow)
         if as_json and not follow:
-            print_json({"records": [_as_object(record) for record in records]})
+            print_json({"records": [views.log_record(record) for record in records]})
             return
         try:
             for record in records:
@@ -97,20 +98,11 @@ def _last_lines(records: Iterable[LogRecord], count: int) -> tuple[Iterable[LogR
     return lines, last
 
 
-def _as_object(record: LogRecord) -> dict[str, object]:
-    return {
-        "time": timestamp(record.time_ns / 1e9),
-        "stream": record.stream.name.lower(),
-        "session": record.session,
-        "text": record.content.decode("utf-8", "replace"),
-    }
-
-
 def _print(record: LogRecord, *, as_json: bool, timestamps: bool) -> None:
     from thawbox.cli.attach import write_record
 
     if as_json:
-        sys.stdout.write(json.dumps(_as_object(record), ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(views.log_record(record), ensure_ascii=False) + "\n")
         sys.stdout.flush()
         return
     content = record.content

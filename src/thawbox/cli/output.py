@@ -7,11 +7,13 @@ import json
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
 
+from thawbox.views import timestamp
+
+__all__ = ["coloured_state", "timestamp"]
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _STATE_COLOURS = {"running": "green", "frozen": "cyan", "lost": "red", "suspended": "blue"}
@@ -61,13 +63,6 @@ def human_age(moment: float) -> str:
 def human_ms(milliseconds: float) -> str:
     """Milliseconds with as many digits as mean something."""
     return f"{milliseconds:.1f} ms" if milliseconds < 100 else f"{milliseconds:.0f} ms"
-
-
-def timestamp(moment: float | None) -> str | None:
-    """A moment (seconds since 1970) as JSON carries it: ISO 8601 in UTC, with milliseconds."""
-    if moment is None:
-        return None
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def coloured_state(state: str) -> str:

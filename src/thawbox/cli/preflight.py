@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
+from thawbox import views
 from thawbox.cli import exit_status
 from thawbox.cli.names import opened, sandbox_argument
 from thawbox.cli.output import json_option, print_json
@@ -24,9 +23,10 @@ def preflight_command(name: str, as_json: bool) -> int:
     """
     with opened() as node:
         findings = node.sandbox(name).preflight()
-    ok = not any(finding.blocking for finding in findings)
+    shown = views.preflight_findings(findings)
+    ok = shown["ok"]
     if as_json:
-        print_json({"ok": ok, "findings": [asdict(finding) for finding in findings]})
+        print_json(shown)
         return 0 if ok else exit_status.UNFIT
     for finding in findings:
         click.echo(f"{'refused' if finding.blocking else 'perhaps'}  {finding}")

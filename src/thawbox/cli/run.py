@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from thawbox import views
 from thawbox.cli.names import opened
 from thawbox.cli.output import json_option, print_json
 from thawbox.cli.spec_options import spec_of, spec_options
 
 if TYPE_CHECKING:
-    from thawbox.sandbox import Sandbox
+    pass
 
 
 @click.command("run", context_settings={"allow_interspersed_args": False}, short_help="Start a sandbox.")
@@ -46,12 +47,7 @@ def run_command(
 
             return follow_to_end(node, sandbox, remove=remove)
         if as_json:
-            print_json(_answer(sandbox, create_ms))
+            print_json(views.started(sandbox, create_ms))
         else:
             click.echo(sandbox.name)
     return None
-
-
-def _answer(sandbox: Sandbox, create_ms: float) -> dict[str, object]:
-    state = sandbox.state.value
-    return {"id": sandbox.id, "name": sandbox.name, "state": state, "create_ms": round(create_ms, 3)}

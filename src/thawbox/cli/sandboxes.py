@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import click
 
+from thawbox import views
 from thawbox.cli.failures import SeveralFailed
 from thawbox.cli.names import complete_sandbox, opened, sandbox_argument, sandboxes_argument
 from thawbox.cli.output import (
@@ -17,26 +18,11 @@ from thawbox.cli.output import (
     json_option,
     print_json,
     print_table,
-    timestamp,
 )
 from thawbox.errors import ThawboxError
 
 if TYPE_CHECKING:
-    from thawbox.node import Node
     from thawbox.sandbox import Record, Sandbox
-
-
-def _brief(record: Record) -> dict[str, Any]:
-    return {
-        "id": record.id,
-        "name": record.name,
-        "state": record.phase.value,
-        "command": list(record.spec.command),
-        "created_at": timestamp(record.created_at),
-        "address": record.address or None,
-        "parent_snapshot": record.parent_snapshot,
-        "labels": record.spec.labels,
-    }
 
 
 @click.command("ps", short_help="List sandboxes.")
@@ -55,7 +41,7 @@ def ps_command(show_all: bool, quiet: bool, as_json: bool) -> None:
         seen = [sandbox.record for sandbox in node.sandboxes()]
         shown = [record for record in seen if show_all or record.phase in ALIVE]
     if as_json:
-        print_json({"sandboxes": [_brief(record) for record in shown]})
+        print_json({"sandboxes": [views.sandbox_brief(record) for record in shown]})
     elif quiet:
         click.echo("".join(f"{record.name}\n" for record in shown), nl=False)
     else:
@@ -79,7 +65,7 @@ def inspect_command(name: str, as_json: bool) -> None:
     {...}}. What does not exist is null: the pid of a sandbox that has ended, an address without --net nat.
     """
     with opened() as node:
-        found = _everything(node, node.sandbox(name))
+        found = views.sandbox_whole(node.context, node.sandbox(name).record)
     if as_json:
         print_json(found)
         return
@@ -98,42 +84,6 @@ def _in_words(value: object) -> str:
     return str(value)
 
 
-def _everything(node: Node, sandbox: Sandbox) -> dict[str, Any]:
-    import msgspec
-
-    from thawbox.lifecycle import ALIVE
-    from thawbox.sandbox.observe import exit_status
-    from thawbox.sandbox.recovering import recoveries_of
-
-    record = sandbox.record
-    is_alive = record.phase in ALIVE
-    found = _brief(record)
-    del found["command"], found["labels"]
-    return {
-        **found,
-        "pid": _pid_of_init(record.keeper_pid) if is_alive else None,
-        "cgroup": str(node.context.cgroup(sandbox.id).freezer_dir) if is_alive else None,
-        "hostname": record.hostname,
-        "machine_id": record.machine_id,
-        "rootfs": {"kind": record.rootfs_kind.value, "digest": record.rootfs_digest},
-        "layers": {name: list(digests) for name, digests in record.layers.items()},
-        "ended_at": timestamp(record.ended_at),
-        "ended_why": record.ended_why or None,
-        "exit_status": None if is_alive else exit_status(node.context, record),
-        "recoveries": [
-            {**one, "at": timestamp(cast("float", one["at"]))} for one in recoveries_of(node.context, sandbox.id)
-        ],
-        "spec": msgspec.to_builtins(record.spec),
-    }
-
-
-def _pid_of_init(keeper: int) -> int | None:
-    """Init is the keeper's one child; all others are below it."""
-    from thawbox.host.proc import children
-
-    return next(iter(children(keeper)), None)
-
-
 @click.command("stats", short_help="Show memory, CPU and tasks.")
 @click.argument("name", metavar="[SANDBOX]", required=False, shell_complete=complete_sandbox)
 @json_option
@@ -143,15 +93,11 @@ def stats_command(name: str | None, as_json: bool) -> None:
     With --json, for one: {"id", "name", "state", "memory", "memory_peak", "memory_limit" (bytes), "cpu_usec",
     "pids", "pids_limit", "oom_kills"}; without a name: {"sandboxes": [...]} of the same.
     """
-    from dataclasses import asdict
-
     with opened() as node:
         from thawbox.lifecycle import ALIVE
 
         chosen = [node.sandbox(name)] if name else [one for one in node.sandboxes() if one.state in ALIVE]
-        used: list[dict[str, Any]] = [
-            {"id": one.id, "name": one.name, "state": one.state.value, **asdict(one.stats())} for one in chosen
-        ]
+        used = [views.sandbox_stats(one) for one in chosen]
     if as_json:
         print_json(used[0] if name else {"sandboxes": used})
         return
@@ -176,11 +122,11 @@ def _for_each(names: Sequence[str], act: Callable[[Sandbox], None], *, as_json: 
             try:
                 sandbox = node.sandbox(name)
                 act(sandbox)
-                state = "removed" if removed else sandbox.state.value
+                shown = views.sandbox_state(sandbox) if not removed else None
             except (ThawboxError, OSError, sqlite3.Error) as error:
                 failed.append(error)
             else:
-                done.append({"id": sandbox.id, "name": sandbox.name, "state": state})
+                done.append(shown or {"id": sandbox.id, "name": sandbox.name, "state": "removed"})
         if removed and not node.sandboxes():
             remove_node_group(node.context.layout, node.context.tag)
     if as_json:

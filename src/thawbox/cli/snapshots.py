@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
+from thawbox import views
 from thawbox.cli import exit_status
 from thawbox.cli.names import complete_snapshot, opened, snapshot_argument
-from thawbox.cli.output import human_age, human_size, json_option, print_json, print_table, progress_of, timestamp
+from thawbox.cli.output import human_age, human_size, json_option, print_json, print_table, progress_of
 from thawbox.cli.transfers import export_command, import_command, pull_command, push_command
 
 if TYPE_CHECKING:
     from thawbox.model import SnapshotId
     from thawbox.node import Node
-    from thawbox.store import GcReport, Problem, Record, Store
+    from thawbox.store import Problem, Record, Store
 
 
 @click.group("snapshots", short_help="Look at, verify, name, keep, move and remove snapshots.")
@@ -23,23 +24,6 @@ def snapshots_command() -> None:
 
     A snapshot is meant by its id, a beginning of it of at least six digits, or a name.
     """
-
-
-def _as_object(stored: Record) -> dict[str, object]:
-    manifest, facts = stored.manifest, stored.facts
-    return {
-        "id": stored.id,
-        "names": list(facts.names),
-        "kind": manifest.kind.value,
-        "parent": manifest.parent,
-        "sandbox": {"id": manifest.body.get("sandbox"), "name": manifest.body.get("name")},
-        "created_at": timestamp(manifest.created_at),
-        "bytes": stored.bytes,
-        "labels": facts.labels,
-        "pinned": facts.pinned,
-        "expires_at": timestamp(facts.expires_at),
-        "used_at": timestamp(facts.used_at or None),
-    }
 
 
 def _row(stored: Record) -> tuple[str, ...]:
@@ -74,7 +58,7 @@ def ls_command(quiet: bool, labels: tuple[str, ...], as_json: bool) -> None:
     with opened() as node:
         found = [stored for stored in node.context.store.records() if wanted <= stored.facts.labels.items()]
     if as_json:
-        print_json({"snapshots": [_as_object(stored) for stored in found]})
+        print_json({"snapshots": [views.snapshot_brief(stored) for stored in found]})
     elif quiet:
         click.echo("".join(f"{stored.id}\n" for stored in found), nl=False)
     else:
@@ -89,24 +73,15 @@ def show_command(reference: str, as_json: bool) -> None:
 
     With --json: the fields of `snapshots ls`, and {"chain", "files", "layers", "compat", "body"}.
     """
-    import msgspec
-
     with opened() as node:
         store = node.context.store
+        shown = views.snapshot_whole(store, store.resolve(reference))
         stored = store.record(store.resolve(reference))
-        chain = store.chain(stored.id)
-    manifest = stored.manifest
     if as_json:
-        more: dict[str, object] = {
-            "chain": list(chain),
-            "files": msgspec.to_builtins(manifest.files),
-            "layers": msgspec.to_builtins(manifest.layers),
-            "compat": msgspec.to_builtins(manifest.compat),
-            "body": dict(manifest.body),
-        }
-        print_json({**_as_object(stored), **more})
+        print_json(shown)
         return
-    rows = {**_as_object(stored), "bytes": human_size(stored.bytes), "chain": f"{len(chain)} long"}
+    manifest, chain = stored.manifest, cast("list[str]", shown["chain"])
+    rows = {**views.snapshot_brief(stored), "bytes": human_size(stored.bytes), "chain": f"{len(chain)} long"}
     rows |= {"files": len(manifest.files), "kernel": manifest.compat.kernel, "engine": manifest.compat.engine}
     for key, value in rows.items():
         click.echo(f"{key:12} {'-' if value in (None, '', [], {}) else value}")
@@ -122,9 +97,11 @@ def chain_command(reference: str, as_json: bool) -> None:
     """
     with opened() as node:
         store = node.context.store
-        links = [store.record(link) for link in store.chain(store.resolve(reference))]
+        snapshot = store.resolve(reference)
+        shown = views.snapshot_chain(store, snapshot)
+        links = [store.record(link) for link in store.chain(snapshot)]
     if as_json:
-        print_json({"chain": [_as_object(stored) for stored in links]})
+        print_json(shown)
     else:
         print_table(_HEAD, [_row(stored) for stored in links])
 
@@ -175,8 +152,7 @@ def verify_command(references: tuple[str, ...], deep: bool, as_json: bool) -> in
         wanted = [store.resolve(reference) for reference in references] or sorted(store.catalog.ids())
         problems = _verify_each(store, wanted, deep=deep)
     if as_json:
-        found = [{"snapshot": one.snapshot, "file": one.file, "cause": one.cause} for one in problems]
-        print_json({"ok": not problems, "problems": found})
+        print_json(views.verification(problems))
     else:
         for one in problems:
             click.echo(f"{one.snapshot[:12]}  {one.file}: {one.cause}")
@@ -235,7 +211,7 @@ def gc_command(dry_run: bool, budget: str | None, as_json: bool) -> None:
         allowed = read_size(budget) if budget is not None else node.settings.disk_budget
         report = node.context.store.gc(budget=allowed, dry_run=dry_run)
     if as_json:
-        print_json(_gc_as_object(report))
+        print_json(views.collection(report))
         return
     for verdict in report.removed:
         size = human_size(verdict.frees)
@@ -245,19 +221,10 @@ def gc_command(dry_run: bool, budget: str | None, as_json: bool) -> None:
     click.echo(f"{'would free' if dry_run else 'freed'} {human_size(report.freed_bytes)}", err=True)
 
 
-def _gc_as_object(report: GcReport) -> dict[str, object]:
-    return {
-        "removed": [{"id": one.id, "reason": one.reason, "bytes": one.frees} for one in report.removed],
-        "kept": [{"id": one.id, "reason": one.reason} for one in report.kept],
-        "freed_bytes": report.freed_bytes,
-        "dry_run": report.is_dry_run,
-    }
-
-
 def _print_changed(node: Node, snapshot: SnapshotId, *, as_json: bool) -> None:
     stored = node.context.store.record(snapshot)
     if as_json:
-        print_json(_as_object(stored))
+        print_json(views.snapshot_brief(stored))
     else:
         click.echo(stored.id)
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from thawbox import views
 from thawbox.cli.names import opened
-from thawbox.cli.output import human_age, human_size, json_option, print_json, print_table, timestamp
+from thawbox.cli.output import human_age, human_size, json_option, print_json, print_table
 from thawbox.cli.spec_options import spec_of, spec_options
 
 if TYPE_CHECKING:
@@ -24,23 +25,11 @@ def template_command() -> None:
     """
 
 
-def _as_object(template: Template) -> dict[str, object]:
-    return {
-        "name": template.name,
-        "snapshot": template.snapshot,
-        "command": list(template.spec.command),
-        "bytes": template.bytes,
-        "created_at": timestamp(template.created_at),
-        "rebuilt_at": timestamp(template.rebuilt_at),
-        "exposures": [str(exposure) for exposure in template.exposures],
-    }
-
-
 def _tell(template: Template, *, as_json: bool) -> None:
     for exposure in template.exposures:
         click.echo(f"thawbox: every clone of {template.name} will hold what looks like a secret: {exposure}", err=True)
     if as_json:
-        print_json(_as_object(template))
+        print_json(views.template_brief(template))
     else:
         click.echo(template.name)
 
@@ -79,7 +68,7 @@ def ls_command(as_json: bool) -> None:
     with opened() as node:
         templates = node.templates()
     if as_json:
-        print_json({"templates": [_as_object(template) for template in templates]})
+        print_json({"templates": [views.template_brief(template) for template in templates]})
         return
     rows = [
         (one.name, one.snapshot[:12], human_size(one.bytes), human_age(one.rebuilt_at), " ".join(one.spec.command)[:48])
@@ -96,15 +85,13 @@ def show_command(name: str, as_json: bool) -> None:
 
     With --json: {"name", "snapshot", "command", "bytes", "created_at", "rebuilt_at", "exposures", "spec": {...}}.
     """
-    import msgspec
-
     with opened() as node:
-        template = node.template(name)
-    spec: dict[str, object] = msgspec.to_builtins(template.spec)
+        shown = views.template_whole(node.template(name))
     if as_json:
-        print_json({**_as_object(template), "spec": spec})
+        print_json(shown)
         return
-    for key, value in (*_as_object(template).items(), *((f"spec.{key}", value) for key, value in spec.items())):
+    spec: dict[str, object] = shown.pop("spec")
+    for key, value in (*shown.items(), *((f"spec.{key}", value) for key, value in spec.items())):
         click.echo(f"{key:18} {value if value not in (None, '', [], (), {}) else '-'}")
 
 

@@ -162,6 +162,15 @@ class Pool:
         self._wake()
         return until
 
+    def has_lease(self, lease: str) -> bool:
+        """Whether this lease of the pool runs."""
+        with self._lock:
+            try:
+                self._ledger.lease(lease)
+            except NotFound:
+                return False
+            return True
+
     def roll(self, *, timeout: float | None = None) -> None:
         """Replace the parked clones of an older template; when this returns none of them is left, nor handed out.
 
@@ -186,11 +195,13 @@ class Pool:
         with self._lock:
             self._ledger.close("is draining")
             self._wake()
-            if not self._lock.wait_for(self._is_without_leases, timeout):
+            if not self._lock.wait_for(lambda: self._closing or self._is_without_leases(), timeout):
                 self._ledger.end_leases()
                 self._wake()
-            self._lock.wait_for(self._is_empty)
+            self._lock.wait_for(lambda: self._closing or self._is_empty())
             self._raise_failure()
+            if self._closing:
+                raise Unavailable(f"pool {self.name} was closed before it was empty", remediation="drain it again")
         self.close()
 
     def close(self) -> None:
@@ -200,6 +211,7 @@ class Pool:
                 return
             self._closing = True
             self._ledger.close("is closed")
+            self._lock.notify_all()
         self._wake()
         if self._tender.ident is not None:
             self._tender.join()

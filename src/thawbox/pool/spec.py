@@ -9,6 +9,8 @@ from thawbox.model import checked_name
 from thawbox.pool.pool import LEASE_SECONDS, PARALLEL_RESTORES
 from thawbox.pool_plan import Watermarks, check_watermarks
 
+LONGEST_LEASE = 366 * 86_400.0
+
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
@@ -35,6 +37,8 @@ def check_pool(spec: PoolSpec) -> PoolSpec:
     """Return `spec` unchanged if such a pool can be kept; raises InvalidRequest or InvalidSpec."""
     checked_name(spec.name, "pool name")
     check_watermarks(spec.marks)
-    if spec.lease_ttl <= 0 or not 1 <= spec.parallel <= 64:
-        raise InvalidRequest(f"lease_ttl={spec.lease_ttl:g} must be positive, parallel={spec.parallel} from 1 to 64")
+    if not 0 < spec.lease_ttl <= LONGEST_LEASE or not 1 <= spec.parallel <= 64:
+        raise InvalidRequest(
+            f"lease_ttl={spec.lease_ttl:g} must be positive and at most a year, parallel={spec.parallel} from 1 to 64"
+        )
     return spec

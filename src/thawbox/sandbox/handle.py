@@ -358,7 +358,7 @@ class Snapshot:
         self._context.engine.cool(self._context.store.layout.images(self.id))
 
     def clones(self, count: int, *, name: str = "", eager: bool = False) -> list[Sandbox]:
-        """`count` clones at once; if one fails, all are removed and its error is raised.
+        """`count` clones at once; if one fails, or `progress` raises, all are removed and the error is raised.
 
         Several share their memory, copy on write, where the engine can do that; `eager` reads it for each.
         """
@@ -383,12 +383,12 @@ class Snapshot:
             for future in futures:
                 try:
                     made.append(future.result())
+                    if progress is not None and failure is None:
+                        progress()
                 except BaseException as error:  # noqa: BLE001 - raised below, when the others are gone
                     failure = failure or error
                     for other in futures:
                         other.cancel()
-                if progress is not None:
-                    progress()
         if failure is not None:
             for sandbox, _ in made:
                 sandbox.remove(force=True)

@@ -91,7 +91,7 @@ def all_templates(context: Context) -> list[Template]:
 @contextlib.contextmanager
 def _alone(context: Context, name: str) -> Generator[None]:
     """One change at a time to one template; a name that stands for none afterwards keeps no lock file."""
-    lock = private_directory(context.home / "locks") / f"template-{name}"
+    lock = private_directory(context.home / "locks") / f"template-{checked_name(name, 'template name')}"
     with locked(lock, timeout=context.settings.lock_timeout, what=f"template {name}"):
         try:
             yield

@@ -1,0 +1,52 @@
+"""Acquiring for a caller: within his limits, told to the events, with what he gives; or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from thawbox.api.service import Service
+from thawbox.api.tokens import NO_LIMITS, Caller, Scope
+from thawbox.errors import Forbidden, NotFound
+from thawbox.pool import Lease, Pool
+from thawbox.sandbox import Record
+
+
+def acquire(
+    service: Service, pool: Pool, caller: Caller, *, timeout: float, ttl: float | None,
+    secrets: Mapping[str, bytes] | None = None, environment: Mapping[str, str] | None = None,
+) -> Lease:  # fmt: skip
+    """A lease for this caller; what is given is told to the sandbox's hooks. Raises as `Pool.acquire`, LimitReached."""
+    if caller.limits == NO_LIMITS:
+        lease = pool.acquire(timeout=timeout, ttl=ttl)
+    else:
+        memory = service.node.template(service.node.pool(pool.name).template).spec.memory
+        with service.owners.room_for(caller, [memory]):
+            lease = pool.acquire(timeout=timeout, ttl=ttl)
+            service.owners.add("sandbox", lease.sandbox.id, caller)
+    try:
+        if caller.limits == NO_LIMITS:
+            service.owners.add("sandbox", lease.sandbox.id, caller)
+        if secrets or environment:
+            lease.sandbox.give(secrets=secrets, environment=environment)
+    except BaseException:
+        pool.release(lease.id)
+        raise
+    service.noticed(lease.sandbox.id)
+    return lease
+
+
+def leased_record(service: Service, lease: str) -> Record:
+    """The sandbox of a lease; raises NotFound."""
+    for record in service.node.context.journal.all():
+        if record.lease == lease:
+            return record
+    raise NotFound(f"there is no lease {lease[:80]!r}", remediation="it has ended, or never was")
+
+
+def check_own_lease(service: Service, lease: str, caller: Caller) -> None:
+    """Raise Forbidden for another's lease, unless the caller is an admin, who needs no look at the journal."""
+    if caller.scope >= Scope.ADMIN:
+        return
+    record = leased_record(service, lease)
+    if service.owners.of(record.id) != caller.token_id:
+        raise Forbidden(f"the lease {lease} was not given to the token {caller.name}")

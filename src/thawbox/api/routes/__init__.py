@@ -1,0 +1,5 @@
+"""One module for each resource, each with `router(service) -> APIRouter`.
+
+Rule 1: names and specs are validated by the core; here JSON is read and written, and scopes are demanded.
+Rule 2: what takes longer than a look goes through `answers.carry_out` (a lane of its own) or `answers.Patience`.
+"""
