@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,10 @@ def write_report(out: Path, outcome: Outcome, *, command: str, facts: Mapping[st
     if outcome.missing:
         lines = "\n".join(f"* **{name}**: {why}" for name, why in outcome.missing.items())
         text += f"\n## Not measured\n\n{lines}\n"
+    if outcome.failures:
+        counted = Counter(failure.split(":")[0] for failure in outcome.failures)
+        lines = "\n".join(f"* {what}: {times} times" for what, times in counted.items())
+        text += f"\n## Failed, and measured again\n\n{lines}\n\nThe last words: {outcome.failures[-1][:300]}\n"
     out.mkdir(parents=True, exist_ok=True)
     write_samples(out / "peers.csv", outcome.samples)
     (out / "peers.json").write_text(

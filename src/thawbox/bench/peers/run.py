@@ -12,7 +12,7 @@ from pathlib import Path
 
 from thawbox.bench.machine import wait_quiet
 from thawbox.bench.peers import workloads
-from thawbox.bench.peers.contender import CHECKPOINT, COLD, RESTORE, Contender
+from thawbox.bench.peers.contender import CHECKPOINT, COLD, RESTORE, Contender, Measured
 from thawbox.bench.peers.ours import ACQUIRE, CLONE, Bare, Fork, Thawbox
 from thawbox.bench.peers.runtimes import Bubblewrap, Crun, Podman, Runc, Runsc
 from thawbox.bench.rounds import Scenario, Timed, run_rounds
@@ -32,6 +32,8 @@ class Outcome:
     clocks: dict[str, str] = field(default_factory=dict[str, str])
     missing: dict[str, str] = field(default_factory=dict[str, str])
     quiet: list[bool] = field(default_factory=list[bool])
+    failures: list[str] = field(default_factory=list[str])
+    """Measurements of peers that failed and were done again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ def scenario_of(workload: workloads.Workload, contender: Contender, verb: str, o
     outcome.clocks[row] = contender.clocks[verb]
 
     def measure() -> Sequence[Timed]:
-        measured = contender.measure(verb)
+        measured = _measured(contender, verb, outcome)
         if verb in RESTORES and measured.nonce != contender.nonce:
             raise AssertionError(f"{row}: not a restore: {contender.nonce} became {measured.nonce or 'another'}")
         if verb == COLD and measured.nonce == contender.nonce:
@@ -130,3 +132,19 @@ def scenario_of(workload: workloads.Workload, contender: Contender, verb: str, o
         return (Timed(row, measured.ms, measured.nonce if verb in RESTORES else ""),)
 
     return Scenario(f"{contender.name}, {verb}", {row: contender.clocks[verb]}, measure)
+
+
+_TRIES = 4
+
+
+def _measured(contender: Contender, verb: str, outcome: Outcome) -> Measured:
+    """One measurement. A peer that fails now and then is asked again, and the report counts how often it failed."""
+    tries_left = 0 if isinstance(contender, Thawbox) else _TRIES - 1
+    while True:
+        try:
+            return contender.measure(verb)
+        except ThawboxError as error:
+            if not tries_left:
+                raise
+            tries_left -= 1
+            outcome.failures.append(f"{contender.name}, {verb}: {error.cause}")
