@@ -25,7 +25,10 @@ setup-peers: setup-dev
 	@scripts/setup-peers
 
 bench: setup-peers ## every measurement: beside all peers, then those in bench/, one after the other (an hour)
-	.venv/bin/thawbox bench --out docs/benchmarks
+	@mkdir -p .cache/agent
+	.venv/bin/python examples/agent/build_matrix.py .cache/agent/matrix
+	.venv/bin/python examples/agent/golden.py --matrix .cache/agent/matrix --name "golden agent" >.cache/agent/bench.json
+	.venv/bin/thawbox bench --spec .cache/agent/bench.json --nonce-path /state --out docs/benchmarks
 	@for file in bench/*.py; do .venv/bin/python "$$file" || exit 1; done
 
 bench-quick: setup-peers ## three minutes: which ratios moved since the last report

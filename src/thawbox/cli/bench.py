@@ -35,6 +35,15 @@ _LAST_REPORT = _CHECKOUT / "docs" / "benchmarks" / "peers.json"
     "--against", type=click.Path(path_type=Path, dir_okay=False), help="With --quick: the peers.json to compare with."
 )
 @click.option(
+    "--spec",
+    "spec_file",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Measure a program of yours too: its spec, as for `thawbox run`. On port 8000 it must tell, as JSON, a nonce "
+    "that it made in its memory.",
+)
+@click.option("--nonce-path", default="/", show_default=True, metavar="PATH", help="Where it tells that.")
+@click.option(
     "--runsc",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="gVisor's program. Default: the one found.",
@@ -42,7 +51,7 @@ _LAST_REPORT = _CHECKOUT / "docs" / "benchmarks" / "peers.json"
 @json_option
 def bench_command(
     *, quick: bool, rounds: int | None, chosen: tuple[str, ...], seed: int, out: Path | None, against: Path | None,
-    runsc: Path | None, as_json: bool,
+    spec_file: str | None, nonce_path: str, runsc: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Restore, clone, acquire, checkpoint and start programs by thawbox and by what one would use instead.
 
@@ -53,6 +62,7 @@ def bench_command(
     \b
       thawbox bench --quick
       thawbox bench --workload 64 --rounds 20 --out /tmp/report
+      thawbox bench --spec agent.json --nonce-path /state --workload agent
 
     With --json: {"rows": [{"row", "n", "p50", "p95", "p99", "ratio"}], "missing": {name: why}, "moved": [{"row",
     "before", "now"}]}; milliseconds; `ratio` is against bare criu's restore of the same workload.
@@ -62,7 +72,9 @@ def bench_command(
     from thawbox.bench.samples import summarise
 
     facts = machine_facts()
-    outcome = _measured(_plan(quick, rounds, chosen, seed, runsc))
+    outcome = _measured(
+        _plan(_own(spec_file, nonce_path), quick=quick, rounds=rounds, chosen=chosen, seed=seed, runsc=runsc)
+    )
     summaries = summarise(outcome.samples)
     ratios = report.ratios_of(summaries)
     before = report.read_ratios(against or _LAST_REPORT) if against or (quick and _LAST_REPORT.exists()) else {}
@@ -98,13 +110,25 @@ def _in_words(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}"
 
 
-def _plan(quick: bool, rounds: int | None, chosen: tuple[str, ...], seed: int, runsc: Path | None) -> Plan:
+def _own(spec_file: str | None, nonce_path: str) -> Workload | None:
+    if spec_file is None:
+        return None
+    from thawbox.bench.peers.workloads import of_spec
+    from thawbox.cli.spec_text import spec_from
+
+    return of_spec(spec_from({}, file=spec_file), path=nonce_path)
+
+
+def _plan(
+    own: Workload | None, *, quick: bool, rounds: int | None, chosen: tuple[str, ...], seed: int, runsc: Path | None
+) -> Plan:
     from thawbox.bench.peers import workloads
     from thawbox.bench.peers.run import Plan
 
     small: list[Workload] = [workloads.python(64)]
     if not quick:
         small = [workloads.python(0), *small, workloads.tables(), workloads.node_server()]
+    small += [own] if own is not None else []
     large = [] if quick else [workloads.python(256), workloads.python(1024)]
     usual = _QUICK_ROUNDS if quick else 20
     listed = [(one, rounds or usual) for one in small] + [(one, rounds or usual // 2) for one in large]

@@ -13,6 +13,13 @@ from thawbox.host.proc import Outcome, run_program, start_program
 _DIRECTORIES = ("usr", "proc", "sys", "dev", "tmp", "etc", "var", "run", "root", HEARTBEAT[1:])
 _LINKS = ("bin", "lib", "lib64", "sbin")
 PATH = "/usr/local/bin:/usr/bin:/bin"
+_NO_IO_URING: dict[str, Any] = {
+    "defaultAction": "SCMP_ACT_ALLOW",
+    "syscalls": [
+        {"names": ["io_uring_setup", "io_uring_enter", "io_uring_register"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}
+    ],
+}
+"""CRIU cannot dump an io_uring; our sandboxes refuse it too, and programs fall back."""
 TIMEOUT = 120.0
 """Seconds that a peer's command may take."""
 
@@ -29,6 +36,8 @@ class Bundle:
         for name in _LINKS:
             (self.root / name).symlink_to(f"usr/{name}")
         self.environment = {"PATH": PATH, "HOME": "/root", **dict(workload.env)}
+        self.seccomp = where / "seccomp.json"
+        self.seccomp.write_text(json.dumps(_NO_IO_URING))
         self.binds = [("/usr", "/usr", True), (str(self.beat), HEARTBEAT, False)]
         self.binds += [(mount.source, mount.target, mount.read_only) for mount in workload.mounts]
         for _, target, _ in self.binds:
@@ -41,6 +50,7 @@ class Bundle:
         run(["runc", "spec", "--bundle", str(self.path)])
         config: dict[str, Any] = json.loads((self.path / "config.json").read_text())
         config["process"] |= {
+            "cwd": workload.workdir,
             "terminal": False, "args": list(workload.command), "rlimits": [],
             "env": [f"{name}={value}" for name, value in self.environment.items()],
         }  # fmt: skip
@@ -52,7 +62,7 @@ class Bundle:
         for namespace in config["linux"]["namespaces"]:
             if namespace["type"] == "network" and network is not None:
                 namespace["path"] = str(network)
-        config["linux"]["cgroupsPath"] = cgroup
+        config["linux"] |= {"cgroupsPath": cgroup, "seccomp": _NO_IO_URING}
         (self.path / "config.json").write_text(json.dumps(config))
 
 
@@ -65,12 +75,15 @@ def run(argv: list[str], *, env: dict[str, str] | None = None) -> Outcome:
     return done
 
 
-def run_detached(argv: list[str], *, log: Path, env: dict[str, str] | None = None) -> None:
+def run_detached(argv: list[str], *, log: Path, criu_log: Path | None = None) -> None:
     """Run a command that leaves a program behind, which inherits no pipe of ours: its words go to `log`, its own file.
 
-    Raises Unsupported with the end of that log.
+    Raises Unsupported with the end of that log, and the errors in CRIU's where there is one.
     """
-    status = start_program(argv, env=env).wait(timeout=TIMEOUT)
+    status = start_program(argv).wait(timeout=TIMEOUT)
     if status:
         lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+        if criu_log is not None and criu_log.exists():
+            said = criu_log.read_text(errors="replace").splitlines()
+            lines = [line for line in said if "Error" in line and "RLIMIT_NOFILE" not in line][:2] or lines
         raise Unsupported(f"`{' '.join(argv[:1] + argv[-3:])}` exited with {status}: {' / '.join(lines[-2:])}")

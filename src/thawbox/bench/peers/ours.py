@@ -25,10 +25,11 @@ CLONE, ACQUIRE, FORK = "clone from a warm template", "acquire of a parked clone"
 
 
 def spec_of(workload: Workload) -> Spec:
-    """The workload as thawbox runs it."""
+    """The workload as thawbox runs it; without hooks, since none of the others would tell the program anything."""
     return Spec(
-        workload.command, mounts=workload.mounts, env=dict(workload.env), ready=f"tcp:{PORT}", ready_timeout=120
-    )
+        workload.command, mounts=workload.mounts, env=dict(workload.env), workdir=workload.workdir,
+        ready=workload.ready, ready_timeout=300, hooks="none",
+    )  # fmt: skip
 
 
 class Thawbox:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -65,8 +64,8 @@ def run_plan(
     """
     outcome = Outcome()
     rng = random.Random(plan.seed)  # noqa: S311 - an order, no secret
-    for workload, rounds in plan.workloads:
-        directory = scratch / f"at-{time.monotonic_ns():x}"
+    for number, (workload, rounds) in enumerate(plan.workloads):
+        directory = scratch / str(number)  # short: podman takes no path of more than 50 characters
         directory.mkdir()
         with ExitStack() as undo:
             contenders = _contenders(workload, node, directory, plan=plan, outcome=outcome, undo=undo)

@@ -106,12 +106,15 @@ class Runc(_Runtime):
         places = ["--image-path", str(self.scratch / "images"), "--work-path", str(self.scratch / "work")]
         run_detached(
             [*self._words, "restore", "--detach", "--tcp-established", "--bundle", str(self.bundle.path), *places,
-             name], log=self.log,
+             name], log=self.log, criu_log=self.scratch / "work" / "restore.log",
         )  # fmt: skip
 
     def _checkpoint(self, name: str, images: Path, *options: str) -> None:
         places = ["--image-path", str(images), "--work-path", str(self.scratch / "work")]
-        run_detached([*self._words, "checkpoint", "--tcp-established", *options, *places, name], log=self.log)
+        run_detached(
+            [*self._words, "checkpoint", "--tcp-established", *options, *places, name],
+            log=self.log, criu_log=self.scratch / "work" / "dump.log",
+        )  # fmt: skip
 
     def _delete(self, name: str) -> None:
         with contextlib.suppress(ThawboxError):
@@ -175,10 +178,10 @@ class Podman(_Runtime):
         self._run(
             "run", "--detach", "--name", name, "--network", f"ns:{network.path}",
             "--ulimit", f"nofile={_NOFILE}:{_NOFILE}", "--ulimit", "nproc=4096:4096", "--log-driver", "none",
-            "--security-opt", "seccomp=unconfined",  # CRIU of the same build, without libseccomp's rules of podman's
+            "--security-opt", f"seccomp={self.bundle.seccomp}",
             *[word for mount in mounts for word in ("--volume", mount)],
             *[word for one in environment for word in ("--env", one)],
-            "--rootfs", str(self.bundle.root), *self.workload.command,
+            "--workdir", self.workload.workdir, "--rootfs", str(self.bundle.root), *self.workload.command,
         )  # fmt: skip
 
     def _run(self, *words: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from thawbox.bench.agent import PAUSE
 from thawbox.errors import Unavailable
-from thawbox.model import Mount
+from thawbox.model import Mount, Spec
 
 PORT = 8000
 HEARTBEAT = "/heartbeat"
@@ -74,6 +74,8 @@ class Workload:
     mounts: tuple[Mount, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     path: str = "/"
+    workdir: str = "/"
+    ready: str = f"tcp:{PORT}"
     beats: bool = True
     """It writes the heartbeat that those need who can reach no socket."""
 
@@ -100,6 +102,14 @@ def tables() -> Workload:
 def node_server() -> Workload:
     """An HTTP server in Node with 16 MiB of state."""
     return Workload("Node HTTP server", ("node", "-e", _NODE), beats=False)
+
+
+def of_spec(spec: Spec, *, path: str) -> Workload:
+    """A user's own program, as `thawbox run` would start it: on its port 8000 it tells its nonce at `path`."""
+    return Workload(
+        spec.name or "your program", spec.command, mounts=spec.mounts, env=tuple(spec.env.items()), path=path,
+        workdir=spec.workdir, ready=spec.ready or f"tcp:{PORT}", beats=False,
+    )  # fmt: skip
 
 
 def ask(connect: Callable[[], socket.socket], path: str = "/", *, timeout: float = 60.0) -> str:
