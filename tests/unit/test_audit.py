@@ -84,7 +84,11 @@ def test_several_processes_write_and_rotate_and_no_line_is_lost_or_torn(tmp_path
     found = lines(tmp_path)
     for number in range(3):
         assert [line["what"] for line in found if line["who"] == f"writer-{number}"] == [str(n) for n in range(100)]
-    assert max(path.stat().st_size for path in tmp_path.glob(f"{AUDIT_LOG}*")) <= 4000
+    files = list(tmp_path.glob(f"{AUDIT_LOG}*"))
+    in_hand = 2 * max(len(line) for path in files for line in path.read_bytes().splitlines(keepends=True))
+    assert (
+        max(path.stat().st_size for path in files) <= 4000 + in_hand
+    )  # the other two may have looked before it was full
 
 
 def test_of_renamed_files_the_newest_stay(tmp_path: Path) -> None:
