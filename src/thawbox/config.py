@@ -68,6 +68,13 @@ _WORDS = {
     "log_level": ("debug", "info", "warning", "error"),
     "log_format": ("console", "json"),
 }
+
+
+def notify_socket() -> str:
+    """Where systemd wants to hear that a service is ready; empty where it does not. Ours alone: no child sees it."""
+    return os.environ.pop("NOTIFY_SOCKET", "")
+
+
 _TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}
 
 

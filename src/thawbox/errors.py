@@ -72,6 +72,13 @@ class IdempotencyConflict(InvalidRequest):
     default_remediation = "use a new key for a new request"
 
 
+class TooLarge(InvalidRequest):
+    """A body that is longer than any request needs."""
+
+    code = "invalid.too_large"
+    default_remediation = "send large content as a file: PUT …/files"
+
+
 class Refused(ThawboxError):
     """Whoever asks may not: ask with another token."""
 

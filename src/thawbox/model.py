@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NewType
 
@@ -203,9 +204,33 @@ def _check_texts(spec: Spec) -> None:
             raise InvalidSpec("a command, environment or path text holds a NUL byte")
         if any("\ud800" <= char <= "\udfff" for char in text):
             raise InvalidSpec(f"a command, environment or path text is not UTF-8: {text!r}"[:200])
+        if len(text.encode()) > LONGEST_TEXT:
+            raise InvalidSpec(f"a command, environment or path text has more than {LONGEST_TEXT} bytes")
+    for text in (spec.ready, spec.hooks):
+        if "\0" in text or len(text) > LONGEST_TEXT:
+            raise InvalidSpec("a probe or hook holds a NUL byte, or is too long")
+    checked_labels(spec.labels)
     for key in spec.env:
         if not key or "=" in key:
             raise InvalidSpec(f"environment name {key!r} is empty or holds '='")
+
+
+LONGEST_TEXT = (128 << 10) - 1
+"""Bytes of one argument or environment entry: the kernel's own limit (MAX_ARG_STRLEN, execve(2))."""
+_MOST_LABELS, _LONGEST_KEY, _LONGEST_VALUE = 64, 253, 4096
+
+
+def checked_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
+    """Return `labels` if there are not too many, nor too long ones, and no NUL in them; raise InvalidSpec."""
+    if len(labels) > _MOST_LABELS:
+        raise InvalidSpec(f"{len(labels)} labels are more than {_MOST_LABELS}")
+    for key, value in labels.items():
+        if not 1 <= len(key) <= _LONGEST_KEY or len(value) > _LONGEST_VALUE or "\0" in key + value:
+            raise InvalidSpec(
+                f"the label {key[:40]!r} is not possible",
+                remediation=f"give 1 to {_LONGEST_KEY} characters as key, at most {_LONGEST_VALUE} as value, no NUL",
+            )
+    return labels
 
 
 def _check_limits(spec: Spec) -> None:

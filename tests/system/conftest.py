@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from serving import Serving
 from thawbox.model import Mount, Spec
 from thawbox.node import Node
 from thawbox.sandbox import Sandbox
@@ -20,6 +23,26 @@ PORT = 8000
 
 State = dict[str, Any]
 RunWorkload = Callable[..., Sandbox]
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory, rootfs_cache: Path) -> Iterator[Serving]:
+    """A service for the tests of one file, over its socket and over TCP."""
+    home = tmp_path_factory.mktemp("served") / "home"
+    home.mkdir(mode=0o700)
+    (home / "rootfs").symlink_to(rootfs_cache)
+    serving = Serving(home, ("--port", "0")).start()
+    try:
+        yield serving
+    finally:
+        serving.close()
+    shutil.rmtree(home)
+
+
+@pytest.fixture(scope="module")
+def root(serving: Serving) -> httpx.Client:
+    """Root over the node's own socket."""
+    return serving.client()
 
 
 @pytest.fixture

@@ -192,6 +192,11 @@ def prefers_async(request: Request) -> bool:
     return any(one.split(";")[0].strip() == "respond-async" for one in preferences)
 
 
+async def is_gone(request: Request) -> bool:
+    """Whether nobody will ever see the answer: one who brought a key may ask for it again."""
+    return "idempotency-key" not in request.headers and await request.is_disconnected()
+
+
 class Patience:
     """Threads for callers that wait for clones: none of them keeps anybody else from being answered."""
 
@@ -211,7 +216,7 @@ class Patience:
 
 def event_stream(source: AsyncIterator[str]) -> StreamingResponse:
     """Server-sent events; proxies are told to pass them on at once."""
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(source, media_type="text/event-stream", headers=headers)
 
 

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from thawbox.api.access import Authentication
 from thawbox.api.answers import Patience
 from thawbox.api.gates import BodyLimit, Capacity
+from thawbox.api.idempotency import Idempotency
 from thawbox.api.problems import tell_error, tell_invalid, tell_unrouted
 from thawbox.api.routes import claims, events, node, operations, pools, sandboxes, snapshots, templates, tokens
 from thawbox.api.service import Service
@@ -37,6 +38,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, tell_unrouted)
     app.add_exception_handler(Exception, tell_error)
     # The last added is the outermost: who asks is known before anything else is done for him.
+    app.add_middleware(Idempotency, service=service)
     app.add_middleware(BodyLimit)
     app.add_middleware(Authentication, service=service)
     app.add_middleware(Capacity)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from thawbox.api.problems import problem_of
-from thawbox.errors import Busy, InvalidRequest
+from thawbox.errors import Busy, TooLarge
 
 MOST_REQUESTS = 2000
 """Under way at a time, streams included: each costs some 100 KiB. One more is told to come back."""
 LONGEST_BODY = 32 << 20
 """Bytes of a JSON body; what is streamed into a sandbox (`…/files`) has no limit here."""
 _STREAMED = "/files"
-
-
-class TooLarge(InvalidRequest):
-    """A body that is longer than any request needs."""
-
-    code = "invalid.too_large"
-    default_remediation = "send large content as a file: PUT …/files"
 
 
 class Capacity:
@@ -59,16 +54,25 @@ class BodyLimit:
             await problem_of(self._too_large())(scope, receive, send)
             return
         received = 0
+        is_too_large = False
 
         async def counted() -> Message:
-            nonlocal received
+            nonlocal received, is_too_large
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._longest:
+                is_too_large = True
                 raise self._too_large()
             return message
 
-        await self._app(scope, counted, send)
+        async def unless_too_large(message: Message) -> None:
+            if not is_too_large:  # else what is said of a body that could not be read is not what was wrong with it
+                await send(message)
+
+        with contextlib.suppress(TooLarge):
+            await self._app(scope, counted, unless_too_large)
+        if is_too_large:
+            await problem_of(self._too_large())(scope, receive, send)
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"the body has more than {self._longest} bytes")

@@ -9,6 +9,7 @@ from thawbox.api.tokens import NO_LIMITS, Caller, Scope
 from thawbox.errors import Forbidden, NotFound
 from thawbox.pool import Lease, Pool
 from thawbox.sandbox import Record
+from thawbox.views import pool_of
 
 
 def acquire(
@@ -35,9 +36,20 @@ def acquire(
     return lease
 
 
+def leased_records(service: Service) -> list[Record]:
+    """The sandboxes of every lease that runs, oldest first; of one that was released something may be left."""
+    pools = service.pools()
+
+    def runs(record: Record) -> bool:
+        pool = pools.get(pool_of(record) or "")
+        return bool(record.lease) and (pool is None or pool.has_lease(record.lease))
+
+    return [record for record in service.context.journal.all() if runs(record)]
+
+
 def leased_record(service: Service, lease: str) -> Record:
     """The sandbox of a lease; raises NotFound."""
-    for record in service.node.context.journal.all():
+    for record in leased_records(service):
         if record.lease == lease:
             return record
     raise NotFound(f"there is no lease {lease[:80]!r}", remediation="it has ended, or never was")

@@ -29,6 +29,7 @@ from thawbox.errors import (
     NotFound,
     StartFailed,
     ThawboxError,
+    TooLarge,
     Unauthenticated,
     Unavailable,
     Unsupported,
@@ -40,6 +41,7 @@ HTTP_STATUSES: dict[type[ThawboxError], int] = {
     IdempotencyConflict: 409,
     Unauthenticated: 401,
     Forbidden: 403,
+    TooLarge: 413,
     NotFound: 404,
     Unsupported: 422,
     Incompatible: 409,
@@ -121,6 +123,12 @@ def _as_response(
     return JSONResponse(told, status_code=status, media_type=PROBLEM, headers=dict(headers or {}))
 
 
+_LONGEST_CAUSE = 2000
+"""Characters: a cause may repeat what was asked for, and that may be long."""
+
+
 def _problem(status: int, code: str, cause: str, remediation: str, *, log: str = "") -> dict[str, object]:
+    if len(cause) > _LONGEST_CAUSE:
+        cause = cause[: _LONGEST_CAUSE - 1] + "…"
     told: dict[str, object] = {"type": "about:blank", "title": code, "status": status, "detail": cause}
     return told | {"code": code, "cause": cause, "remediation": remediation} | ({"log": log} if log else {})

@@ -70,6 +70,7 @@ class Service:
                 if not spec.drained:
                     self.open(spec.name)
             undo.callback(self._stop)
+            self.watch.levels = self._levels
             self._undo = undo.pop_all()
         self._is_ready = True
         self.events.emit("node.started", self.subject)
@@ -96,13 +97,18 @@ class Service:
         return subject("node", self.node.context.tag, self.node.settings.home.name)
 
     def _stop(self) -> None:
-        self._is_ready = False
+        self.operations.close(timeout=0)
 
-    def stopping(self) -> None:
-        """From now on `check_ready` says that nothing more is taken on."""
-        if self._is_ready:
-            self._is_ready = False
-            self.events.emit("node.stopping", self.subject)
+    def stop(self, *, timeout: float) -> bool:
+        """Take nothing more on and wait for what is under way; False if some of it had not ended after `timeout` s.
+
+        What had not begun is refused, and so is whoever waits for a clone. Looking goes on being answered.
+        """
+        self._is_ready = False
+        self.events.emit("node.stopping", self.subject)
+        for pool in self.pools().values():
+            pool.refuse("is stopping with its node")
+        return self.operations.close(timeout=timeout)
 
     def check_ready(self) -> None:
         """Raise Busy before the pools are open and once the service is stopping."""
@@ -159,6 +165,13 @@ class Service:
             remember_supervised(self.node.context, sandbox.id, Supervised(Policy(restart=Restart.NO)))
 
     # --- pools -----------------------------------------------------------------------------------------------------
+
+    def _levels(self) -> dict[str, dict[str, object]]:
+        now = {name: pool.statistics() for name, pool in self.pools().items()}
+        return {
+            name: {"parked": one.parked, "leased": one.leased, "restoring": one.restoring, "waiting": one.waiting}
+            for name, one in now.items()
+        }
 
     def _close_pools(self) -> None:
         while self._pools:

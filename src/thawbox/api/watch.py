@@ -12,7 +12,8 @@ import contextlib
 import os
 import select
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -67,6 +68,10 @@ class Watch:
         self._dead: set[SandboxId] = set()
         self._seen: object = None
         self._ending = False
+        self.levels: Callable[[], dict[str, dict[str, object]]] = dict
+        """How full each pool is; a change of it is told at the next look."""
+        self._levels: dict[str, dict[str, object]] = {}
+        self._look_at = 0.0
         self.failure: Exception | None = None
 
     def __enter__(self) -> Self:
@@ -131,13 +136,24 @@ class Watch:
                     elif fd == self._wake:
                         os.eventfd_read(fd)
                 self._settle_dead()
-                seen = self._version()
-                if seen != self._seen:
-                    self._seen = seen
-                    self.look()
+                now = time.monotonic()
+                if now >= self._look_at:
+                    self._look_at = now + LOOK_SECONDS
+                    self._look_again()
         except Exception as error:  # noqa: BLE001 - raised by `check`
             _log.error("watch.failed", error=repr(error), exc_info=error)
             self.failure = error
+
+    def _look_again(self) -> None:
+        seen = self._version()
+        if seen != self._seen:
+            self._seen = seen
+            self.look()
+        levels = self.levels()
+        for name, level in levels.items():
+            if self._levels.get(name, level) != level:
+                self._events.emit("pool.changed", subject("pool", name, name), **level)
+        self._levels = levels
 
     def _version(self) -> object:
         return self._context.journal.version(), self._context.store.layout.snapshots.stat().st_mtime_ns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,27 +12,48 @@ from thawbox.cli.names import opened
 from thawbox.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from thawbox.api.serving import Answering
+
+_LOOPBACK = ("127.", "::1", "localhost")
 
 
-@click.command("serve", short_help="Keep pools filled and sandboxes alive.")
+@click.command("serve", short_help="Own the node, and answer for it over HTTP.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="With --port: the address to answer on.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Answer on TCP too, for tokens; 0: any port.")
+@click.option("--tls-cert", type=click.Path(path_type=Path), metavar="FILE", help="Certificate chain (PEM): HTTPS.")
+@click.option("--tls-key", type=click.Path(path_type=Path), metavar="FILE", help="Its private key (PEM).")
+@click.option(
+    "--drain-timeout",
+    metavar="SPAN",
+    default="30s",
+    show_default=True,
+    help="How long what is under way may take to end after SIGTERM.",
+)
 @json_option
-def serve_command(as_json: bool) -> None:
-    """Keep every pool of this node filled and watch over its supervised sandboxes, until SIGTERM or Ctrl-C.
+def serve_command(
+    *, host: str, port: int | None, tls_cert: Path | None, tls_key: Path | None, drain_timeout: str, as_json: bool
+) -> None:
+    """Keep every pool of this node filled, watch over its supervised sandboxes, and answer on a socket below
+    THAWBOX_HOME, which only root can open, until SIGTERM or Ctrl-C.
 
-    Other commands find it by its socket below THAWBOX_HOME, which only root can open. When it ends, or is killed, what
-    is parked and leased stays as it is; the next start takes it up.
+    Other commands find it by that socket. SIGTERM lets what is under way end; what is parked, leased and running stays
+    as it is, also when the service is killed; the next start takes it up.
 
-    With --json: {"socket"}, once it answers.
+    With --json: {"socket", "url" (null without --port)}, once it answers.
     """
-    from thawbox.api.serving import serve
+    from thawbox.api.serving import Listening, serve
+    from thawbox.cli.spec_text import read_span
 
-    def ready(socket: Path) -> None:
+    def ready(where: Answering) -> None:
         if as_json:
-            print_json({"socket": str(socket)})
+            print_json({"socket": str(where.socket), "url": where.url})
         else:
-            click.echo(f"serving on {socket}")
+            click.echo(f"serving on {where.socket}{f' and {where.url}' if where.url else ''}")
         sys.stdout.flush()
 
+    if not as_json and port is not None and tls_cert is None and not host.startswith(_LOOPBACK):
+        click.echo(f"thawbox: tokens and all else travel readable to {host}: see --tls-cert", err=True)
+    listening = Listening(host, port, tls_cert, tls_key)
+    seconds = read_span(drain_timeout)
     with opened() as node:
-        serve(node, ready=ready)
+        serve(node, listening=listening, drain_timeout=seconds, ready=ready)

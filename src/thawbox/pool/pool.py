@@ -200,9 +200,15 @@ class Pool:
                 self._wake()
             self._lock.wait_for(lambda: self._closing or self._is_empty())
             self._raise_failure()
-            if self._closing:
+            if not self._is_empty():
                 raise Unavailable(f"pool {self.name} was closed before it was empty", remediation="drain it again")
         self.close()
+
+    def refuse(self, why: str) -> None:
+        """Give out nothing any more, and tell those who wait so; leases run on. `why` goes on after the pool's name."""
+        with self._lock:
+            self._ledger.close(why)
+        self._wake()
 
     def close(self) -> None:
         """Stop tending. Parked and leased clones stay as they are, for the next `start` on this node."""

@@ -32,7 +32,7 @@ from thawbox.sandbox.links import direct_link, has_callers
 from thawbox.sandbox.preflight import check_freezable
 from thawbox.sandbox.shells import generation_directory
 from thawbox.sandbox.tracking import begin_dump
-from thawbox.sandbox.wishes import CheckpointReport, Mode, Wish
+from thawbox.sandbox.wishes import CheckpointReport, Mode, Wish, check_wish
 from thawbox.store import Staging, parent_link
 
 __all__ = ["CheckpointReport", "Mode", "Wish", "begin", "checkpoint", "choose_parent", "without_connections"]
@@ -98,6 +98,7 @@ def choose_parent(context: Context, record: Record, mode: Mode) -> SnapshotId | 
 
 def dump(context: Context, record: Record, staging: Staging, wish: Wish) -> Unfinished:
     """Write memory and changed files into `staging`; the sandbox runs on when this returns, unless told to stop."""
+    check_wish(wish)
     parent = choose_parent(context, record, wish.mode)
     if wish.when_ready:
         wait_until_ready(context, record, timeout=record.spec.ready_timeout)

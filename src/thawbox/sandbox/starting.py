@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -21,6 +22,20 @@ from thawbox.sandbox.restoring import add_record
 from thawbox.sandbox.shells import raise_shell, remove_remains
 from thawbox.sandbox.uppers import overlay_name
 
+_NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
+
+
+def _check_path(path: str) -> None:
+    """Raise InvalidSpec for what is not there on this host, or cannot be a path at all."""
+    try:
+        is_there = Path(path).exists()
+    except OSError as error:
+        if error.errno not in _NO_PATH:
+            raise
+        is_there = False
+    if not is_there:
+        raise InvalidSpec(f"the path {path[:400]} does not exist on this host", remediation="give an existing path")
+
 
 def start(context: Context, spec: Spec) -> tuple[Record, float]:
     """Run a new sandbox and return its record and the milliseconds until its program was started.
@@ -36,9 +51,8 @@ def start(context: Context, spec: Spec) -> tuple[Record, float]:
 def _start(context: Context, spec: Spec) -> tuple[Record, float]:
     begun = time.perf_counter()
     check_spec(spec)
-    for mount in spec.mounts:
-        if not Path(mount.source).exists():
-            raise InvalidSpec(f"the mount source {mount.source} does not exist", remediation="give an existing path")
+    for path in (*(mount.source for mount in spec.mounts), *((spec.rootfs,) if spec.rootfs.startswith("/") else ())):
+        _check_path(path)
     rootfs = resolve(spec.rootfs, context.rootfs_cache)
     command = spec.command or (*rootfs.defaults.entrypoint, *rootfs.defaults.command)
     if not command:

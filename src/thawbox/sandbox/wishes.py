@@ -6,7 +6,8 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from thawbox.model import SnapshotId, SnapshotKind
+from thawbox.model import SnapshotId, SnapshotKind, checked_labels, checked_name
+from thawbox.store.store import checked_ref_name
 
 
 class Mode(enum.Enum):
@@ -30,6 +31,15 @@ class Wish:
     pinned: bool = False
     when_ready: bool = False
     """Wait until the programs say that they may be checkpointed."""
+
+
+def check_wish(wish: Wish) -> Wish:
+    """Return `wish` if its snapshot can bear that name and those labels; raises InvalidRequest."""
+    if wish.name:
+        checked_ref_name(wish.name)
+    for key in checked_labels(wish.labels):
+        checked_name(key, "label")
+    return wish
 
 
 @dataclass(frozen=True, slots=True)

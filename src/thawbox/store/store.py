@@ -20,7 +20,7 @@ from typing import Self
 from thawbox.chain import Link
 from thawbox.errors import CorruptSnapshot, DumpFailed, InvalidRequest, LockTimeout, SnapshotNotFound, Unavailable
 from thawbox.host.files import locked, remove_tree
-from thawbox.model import SnapshotId, checked_name
+from thawbox.model import SnapshotId, checked_labels, checked_name
 from thawbox.store.catalog import Catalog, Layout
 from thawbox.store.listing import Listing, Record
 from thawbox.store.manifest import DIGEST_PATTERN, SIGNATURE, Draft, Manifest
@@ -428,7 +428,8 @@ class Store:
     def label(self, snapshot: SnapshotId, key: str, value: str | None) -> None:
         """Set a label, or remove it with None."""
         self._existing(snapshot)
-        self.refs.set_label(snapshot, checked_name(key, "label"), value)
+        checked_labels({checked_name(key, "label"): value or ""})
+        self.refs.set_label(snapshot, key, value)
 
     def pin(self, snapshot: SnapshotId, *, pinned: bool = True) -> None:
         """Keep a snapshot, and so its ancestors, from being collected; a removal by hand needs it unpinned too."""

@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from thawbox import views
 from thawbox.api.access import Reader, User
-from thawbox.api.answers import Answer, Body, Injected, Page, Patience, Reference, resource
-from thawbox.api.leasing import acquire, check_own_lease, leased_record
+from thawbox.api.answers import Answer, Body, Injected, Page, Patience, Reference, is_gone, resource
+from thawbox.api.leasing import acquire, check_own_lease, leased_record, leased_records
 from thawbox.api.service import Service
 from thawbox.sandbox import Record
 
@@ -43,7 +43,7 @@ def router(service: Service, patiently: Patience) -> APIRouter:
         lease = await patiently(
             partial(acquire, service, pool, caller, timeout=claim.timeout, ttl=claim.ttl, **given)
         )  # fmt: skip
-        if await request.is_disconnected():  # nobody is there to use it, or to give it back
+        if await is_gone(request):  # nobody is there to use it, or to give it back
             pool.release(lease.id)
         passed = (time.perf_counter() - begun) * 1000
         sandbox = {"id": lease.sandbox.id, "name": lease.sandbox.name}
@@ -53,8 +53,7 @@ def router(service: Service, patiently: Patience) -> APIRouter:
     @routes.get("")
     def list_claims(page: Pages, _: Reader) -> Response:
         """Every claim that is bound to a sandbox, oldest sandbox first."""
-        leased = [record for record in service.node.context.journal.all() if record.lease]
-        return page.of("claims", leased, lambda record: (record.created_at, record.id), _shown)
+        return page.of("claims", leased_records(service), lambda record: (record.created_at, record.id), _shown)
 
     @routes.get("/{claim}")
     def show_claim(claim: Reference, _: Reader) -> Response:

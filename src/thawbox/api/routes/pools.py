@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from thawbox import views
 from thawbox.api.access import Admin, Reader, User
-from thawbox.api.answers import Answer, Page, Patience, Reference, carry_out, resource
+from thawbox.api.answers import Answer, Page, Patience, Reference, carry_out, is_gone, resource
 from thawbox.api.leasing import acquire, check_own_lease
 from thawbox.api.operations import PATIENCE, Progress
 from thawbox.api.service import Service
@@ -82,7 +82,7 @@ def router(service: Service, patiently: Patience) -> APIRouter:
         begun = time.perf_counter()
         pool = service.pool(name)
         lease = await patiently(partial(acquire, service, pool, caller, timeout=timeout, ttl=ttl))
-        if await request.is_disconnected():  # nobody is there to use it, or to give it back
+        if await is_gone(request):  # nobody is there to use it, or to give it back
             pool.release(lease.id)
         return Answer(views.leased(pool, lease, (time.perf_counter() - begun) * 1000), status_code=201)
 

@@ -1,0 +1,274 @@
+"""The service: acquire over the unix socket, pairs of acquire and release for a minute, what it costs when idle.
+
+Run as root: `python bench/service.py [--rounds 200] [--seconds 60] [--out docs/benchmarks]`. Writes service.{md,csv}.
+The clients are in this process, over raw sockets: a client library's own time is not the service's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thawbox.bench import Requirement, machine_facts, markdown, run_rounds, summarise, write_samples
+from thawbox.bench.machine import load, wait_quiet
+from thawbox.bench.rounds import Scenario, Timed
+from thawbox.config import load_settings
+from thawbox.node import Node
+
+OUT = Path(__file__).parents[1] / "docs" / "benchmarks"
+SPEC = {"command": ["sleep", "1000000"], "memory": 32 << 20}
+PATIENCE = 60.0
+IDLE_SECONDS = 30.0
+
+KEPT = "acquire, connection kept"
+FRESH = "acquire, fresh connection"
+RELEASE = "release, connection kept"
+LOOK = "GET /healthz, connection kept"
+PAIR = "acquire and release under load"
+CLOCKS = {
+    KEPT: "`POST /v1/pools/{name}/leases` with a clone parked, over a connection that is open: from the first byte "
+    "sent until the last byte of the answer was read; the sandbox runs then",
+    FRESH: "the same with the connection's own making in the clock",
+    RELEASE: "`DELETE` of that lease: until the answer; the sandbox is destroyed in the background",
+    LOOK: "the cheapest request there is: what HTTP itself costs",
+    PAIR: "one acquire and its release by one of the callers that keep the pool busy for a minute, waiting for a clone "
+    "included",
+}  # fmt: skip
+
+
+class Connection:
+    """One HTTP/1.1 connection over the service's socket, read with as little as will do."""
+
+    def __init__(self, path: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(PATIENCE)
+        self._socket.connect(path)
+
+    def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        head = f"{method} {path} HTTP/1.1\r\nHost: node\r\nContent-Type: application/json\r\n"
+        self._socket.sendall(head.encode() + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        found = b""
+        while b"\r\n\r\n" not in found:
+            found += self._more()
+        told, _, content = found.partition(b"\r\n\r\n")
+        fields = dict(line.lower().split(b": ", 1) for line in told.split(b"\r\n")[1:])
+        length = int(fields.get(b"content-length", b"0"))
+        while len(content) < length:
+            content += self._more()
+        return int(told.split()[1]), content
+
+    def _more(self) -> bytes:
+        found = self._socket.recv(1 << 16)
+        if not found:
+            raise ConnectionError("the service hung up")
+        return found
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@dataclass(slots=True)
+class Bench:
+    """The service under measurement, and a connection that is kept."""
+
+    socket: str
+    pid: int
+    patience: float
+    kept: Connection
+    quiet: list[bool]
+
+    def made(self, method: str, path: str, body: object = None) -> Any:
+        status, content = self.kept.ask(method, path, json.dumps(body).encode() if body is not None else b"")
+        if status >= 400:
+            raise RuntimeError(f"{method} {path}: {status} {content!r}")
+        return json.loads(content) if content else None
+
+    def wait_full(self, pool: str) -> None:
+        """Until the pool is full and nothing of it is under way: its refill is not what is measured."""
+        while True:
+            now = self.made("GET", f"/v1/pools/{pool}")
+            if now["parked"] >= now["target"] and not (now["restoring"] or now["ending"] or now["leased"]):
+                break
+            time.sleep(0.01)
+        self.quiet.append(wait_quiet(timeout=self.patience))
+
+    def acquire(self, *, fresh: bool) -> Sequence[Timed]:
+        self.wait_full("single")
+        begun = time.perf_counter()
+        connection = Connection(self.socket) if fresh else self.kept
+        status, content = connection.ask("POST", "/v1/pools/single/leases", b'{"timeout": 0}')
+        acquired = time.perf_counter()
+        if status != 201:
+            raise RuntimeError(f"{status}: {content!r}")
+        lease = json.loads(content)["lease"]
+        released = time.perf_counter()
+        connection.ask("DELETE", f"/v1/pools/single/leases/{lease}")
+        ended = time.perf_counter()
+        if fresh:
+            connection.close()
+            return [Timed(FRESH, (acquired - begun) * 1000)]
+        return [Timed(KEPT, (acquired - begun) * 1000), Timed(RELEASE, (ended - released) * 1000)]
+
+    def look(self) -> Sequence[Timed]:
+        begun = time.perf_counter()
+        self.kept.ask("GET", "/healthz")
+        return [Timed(LOOK, (time.perf_counter() - begun) * 1000)]
+
+    def pairs(self, seconds: float, callers: int) -> tuple[list[Timed], float, float]:
+        """Pairs that callers who never rest get through: each with its time, all per second, and cores used."""
+        lock = threading.Lock()
+        done: list[Timed] = []
+        taken: set[str] = set()
+        deadline = time.perf_counter() + seconds
+
+        def use(_: int) -> None:
+            connection = Connection(self.socket)
+            while time.perf_counter() < deadline:
+                begun = time.perf_counter()
+                status, content = connection.ask("POST", "/v1/pools/busy/leases", b'{"timeout": 30}')
+                if status != 201:
+                    raise RuntimeError(f"{status}: {content!r}")
+                got = json.loads(content)
+                connection.ask("DELETE", f"/v1/pools/busy/leases/{got['lease']}")
+                with lock:
+                    if got["id"] in taken:
+                        raise RuntimeError("a clone was given twice")
+                    taken.add(got["id"])
+                    done.append(Timed(PAIR, (time.perf_counter() - begun) * 1000))
+            connection.close()
+
+        cpu, begun = cpu_seconds(self.pid), time.perf_counter()
+        with ThreadPoolExecutor(callers) as threads:
+            list(threads.map(use, range(callers)))
+        passed = time.perf_counter() - begun
+        return done, len(done) / passed, (cpu_seconds(self.pid) - cpu) / passed
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process, its ended children's not included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def rss_mib(pid: int) -> float:
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+def served(home: Path, undo: ExitStack) -> tuple[str, int]:
+    """`thawbox serve` on this home: its socket and its pid."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "thawbox.cli", "serve", "--json"], stdout=subprocess.PIPE,
+        env={**os.environ, "THAWBOX_HOME": str(home)},
+    )  # fmt: skip
+    undo.callback(process.wait, PATIENCE)
+    undo.callback(process.send_signal, signal.SIGTERM)
+    assert process.stdout is not None
+    told = json.loads(process.stdout.readline())
+    process.stdout.close()
+    return told["socket"], process.pid
+
+
+def idle(bench: Bench, seconds: float) -> tuple[float, float]:
+    """Percent of one core, and MiB, of the service with its pools full and nobody asking."""
+    bench.wait_full("single")
+    begun, before = time.perf_counter(), cpu_seconds(bench.pid)
+    time.sleep(seconds)
+    return 100 * (cpu_seconds(bench.pid) - before) / (time.perf_counter() - begun), rss_mib(bench.pid)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of acquire and release under load")
+    parser.add_argument("--callers", type=int, default=4, help="of these, at a time")
+    parser.add_argument("--seed", type=int, default=1, help="of the order within each round")
+    parser.add_argument("--out", type=Path, default=OUT, help="directory of the report")
+    parser.add_argument("--quiet", type=float, default=2.0, help="seconds to wait for idle cores, before each")
+    options = parser.parse_args()
+    facts = machine_facts()
+    with ExitStack() as undo:
+        home = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="thawbox-bench-"))) / "home"
+        undo.callback(clear_away, home)
+        where, pid = served(home, undo)
+        bench = Bench(where, pid, options.quiet, Connection(where), [])
+        undo.callback(bench.kept.close)
+        bare_cpu, bare_rss = idle_without_pools(bench)
+        bench.made("POST", "/v1/templates", {"name": "small", "spec": SPEC})
+        bench.made("POST", "/v1/pools", {"name": "single", "template": "small", "low": 2, "high": 2, "limit": 4})
+        idle_cpu, idle_rss = idle(bench, IDLE_SECONDS)
+        scenarios = [
+            Scenario("kept", {KEPT: "", RELEASE: ""}, lambda: bench.acquire(fresh=False)),
+            Scenario("fresh", {FRESH: ""}, lambda: bench.acquire(fresh=True)),
+            Scenario("look", {LOOK: ""}, bench.look),
+        ]
+        samples = run_rounds(scenarios, rounds=options.rounds, rng=random.Random(options.seed))
+        bench.made("DELETE", "/v1/pools/single")
+        bench.made("POST", "/v1/pools", {"name": "busy", "template": "small", "low": 8, "high": 16, "limit": 32})
+        bench.wait_full("busy")
+        pairs, throughput, cores = bench.pairs(options.seconds, options.callers)
+        after_rss = rss_mib(pid)
+        bench.made("DELETE", "/v1/pools/busy?force=true")
+    from thawbox.bench.samples import Sample
+
+    samples += [Sample(one.row, number, one.value) for number, one in enumerate(pairs)]
+    summaries = summarise(samples)
+    facts["load at the end"] = load()
+    facts["quiet"] = f"{sum(bench.quiet)} of {len(bench.quiet)} measurements began with idle cores"
+    notes = (
+        f"{options.callers} callers for {options.seconds:g} s: {len(pairs)} pairs of acquire and release, "
+        f"{throughput:.1f} per second, no clone given twice. The service itself kept {cores:.2f} cores busy meanwhile; "
+        f"each pair also restores one clone and destroys one, in CRIU and the kernel.",
+        f"Idle with two parked clones: {idle_cpu:.2f} % of one core over {IDLE_SECONDS:g} s, {idle_rss:.0f} MiB "
+        f"resident (before it had any pool {bare_cpu:.2f} % and {bare_rss:.0f} MiB); after the load "
+        f"{after_rss:.0f} MiB.",
+        "The template is `sleep`: 32 MiB of limit, under 1 MiB of memory.",
+    )
+    bars = [
+        Requirement("acquire over the socket, p50", summaries[KEPT].p50, 10, "ms"),
+        Requirement("acquire over the socket, p99", summaries[KEPT].p99, 40, "ms"),
+        Requirement("fewer than 50 pairs a second by", max(0.0, 50 - throughput), 0, ""),
+        Requirement("CPU when idle", idle_cpu, 1, "%"),
+        Requirement("memory when idle", idle_rss, 120, "MiB"),
+    ]
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_samples(options.out / "service.csv", samples)
+    report = markdown(
+        "The service", command=f"bench/service.py --rounds {options.rounds} --seconds {options.seconds:g}",
+        facts=facts, summaries=summaries, clocks=CLOCKS, requirements=bars, notes=notes,
+    )  # fmt: skip
+    (options.out / "service.md").write_text(report)
+    print(report)
+
+
+def idle_without_pools(bench: Bench) -> tuple[float, float]:
+    begun, before = time.perf_counter(), cpu_seconds(bench.pid)
+    time.sleep(IDLE_SECONDS / 3)
+    return 100 * (cpu_seconds(bench.pid) - before) / (time.perf_counter() - begun), rss_mib(bench.pid)
+
+
+def clear_away(home: Path) -> None:
+    """Leave nothing of the home in the kernel."""
+    with Node(load_settings(home=home)) as node:
+        for sandbox in node.sandboxes():
+            sandbox.remove(force=True)
+        node.tidy()
+
+
+if __name__ == "__main__":
+    main()

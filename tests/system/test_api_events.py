@@ -1,0 +1,133 @@
+"""Events: each once, in order, whoever made it happen and however often a listener was away."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cli_process import Cli
+from serving import SLEEP, Listener, Serving, Told, made, sse
+
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(300)]
+
+
+def unique() -> str:
+    return f"ev-{uuid.uuid4().hex[:8]}"
+
+
+def kept(client: httpx.Client, after: int) -> list[Told]:
+    """What is kept after this number, up to what there is when it is asked."""
+    last = made(client.get("/v1/node"), 200)["event"]
+    found: list[Told] = []
+    while after < last:
+        with client.stream("GET", "/v1/events", headers={"Last-Event-ID": str(after)}) as answer:
+            for told in sse(answer.iter_lines()):
+                found.append(told)
+                assert told.id is not None
+                after = told.id
+                if after >= last:
+                    break
+    return found
+
+
+def test_a_sandboxs_life_is_told_in_order_and_once(root: httpx.Client, serving: Serving) -> None:
+    name = unique()
+    begin = made(root.get("/v1/node"), 200)["event"]
+    sandbox = made(root.post("/v1/sandboxes", json={"spec": {**SLEEP, "name": name}}))["id"]
+    for verb in ("freeze", "thaw"):
+        made(root.post(f"/v1/sandboxes/{name}/{verb}"), 200)
+    made(root.post(f"/v1/sandboxes/{name}/checkpoint", json={"stop": True, "name": name}))
+    made(root.post(f"/v1/snapshots/{name}/restore"))
+    made(root.post(f"/v1/sandboxes/{name}/stop", json={"timeout": 0}), 200)
+    made(root.delete(f"/v1/sandboxes/{name}"), 204)
+    found = kept(root, begin)
+    assert [one.id for one in found] == list(range(begin + 1, begin + 1 + len(found)))
+    told = [one.event for one in found if one.content["subject"]["id"] == sandbox]
+    assert told == [
+        "sandbox.created", "sandbox.running", "sandbox.frozen", "sandbox.thawed", "sandbox.suspended",
+        "sandbox.running", "sandbox.exited", "sandbox.removed",
+    ]  # fmt: skip
+    for one in found:
+        assert {"id", "at", "kind", "subject"} <= set(one.content)
+        assert (one.content["id"], one.content["kind"]) == (one.id, one.event)
+
+
+def test_what_other_commands_do_and_what_happens_by_itself_is_told_too(root: httpx.Client, serving: Serving) -> None:
+    name = unique()
+    listener = Listener(serving.client())
+    cli = Cli(serving.home)
+    sandbox = cli.run("--name", name)["id"]
+    listener.wait_for("sandbox.running", sandbox)
+    snapshot = cli("checkpoint", name, "--json").json()["id"]
+    assert listener.wait_for("snapshot.created", snapshot).content["sandbox"]["id"] == sandbox
+    assert cli("snapshots", "rm", snapshot).status == 0
+    listener.wait_for("snapshot.removed", snapshot)
+    os.kill(made(root.get(f"/v1/sandboxes/{name}"), 200)["pid"], 9)
+    listener.wait_for("sandbox.lost", sandbox)
+    assert cli("rm", name).status == 0
+    listener.wait_for("sandbox.removed", sandbox)
+
+
+def test_a_listener_that_comes_and_goes_hears_each_event_once(root: httpx.Client, serving: Serving) -> None:
+    begin = made(root.get("/v1/node"), 200)["event"]
+    wanted = 40
+    heard: list[int] = []
+    place = begin
+    name = unique()
+    made(root.post("/v1/sandboxes", json={"spec": {**SLEEP, "name": name}}))
+    for number in range(wanted // 2):
+        made(root.post(f"/v1/sandboxes/{name}/freeze"), 200)
+        made(root.post(f"/v1/sandboxes/{name}/thaw"), 200)
+        with serving.client().stream("GET", "/v1/events", headers={"Last-Event-ID": str(place)}) as answer:
+            for told in sse(answer.iter_lines()):
+                assert told.id is not None
+                heard.append(told.id)
+                place = told.id
+                if len(heard) % (number % 3 + 1) == 0:  # leaves at ever other places
+                    break
+    made(root.delete(f"/v1/sandboxes/{name}", params={"force": "true"}), 204)
+    heard += [one.id for one in kept(root, place) if one.id is not None]
+    assert heard == list(range(begin + 1, begin + 1 + len(heard)))
+    assert len(heard) >= wanted
+
+
+def test_only_the_kinds_that_are_wanted_come(root: httpx.Client, serving: Serving) -> None:
+    name = unique()
+    listener = Listener(serving.client(), kinds="sandbox.frozen,operation.")
+    made(root.post("/v1/sandboxes", json={"spec": {**SLEEP, "name": name}}, headers={"Prefer": "respond-async"}), 202)
+    listener.wait_for("operation.succeeded", "sandbox.run")
+    made(root.post(f"/v1/sandboxes/{name}/freeze"), 200)
+    listener.wait_for("sandbox.frozen", name)
+    assert {one.event for one in listener.heard} == {"operation.succeeded", "sandbox.frozen"}
+    made(root.delete(f"/v1/sandboxes/{name}", params={"force": "true"}), 204)
+
+
+@pytest.mark.parametrize("end", ["terminate", "kill"])
+def test_the_numbers_go_on_after_the_service_ended(home: Path, end: str) -> None:
+    serving = Serving(home).start()
+    try:
+        root = serving.client()
+        made(root.post("/v1/sandboxes", json={"spec": {**SLEEP, "name": "one"}}))
+        before = kept(root, 0)
+        assert serving.process is not None
+        getattr(serving.process, end)()
+        serving.process.wait(60)
+        serving.start()
+        after = kept(serving.client(), 0)
+        assert after[: len(before)] == before
+        assert [one.id for one in after] == list(range(1, len(after) + 1))
+        assert after[-1].event == "node.started"
+        assert ("node.stopping" in [one.event for one in after]) == (end == "terminate")
+    finally:
+        serving.close()
+
+
+@pytest.mark.parametrize("place", ["0", "999999999", "-1", "x", str(1 << 60), ""])
+def test_any_place_can_be_asked_for(root: httpx.Client, place: str) -> None:
+    with root.stream("GET", "/v1/events", headers={"Last-Event-ID": place}) as answer:
+        assert answer.status_code == 200
+        assert next(answer.iter_lines()).startswith(": after ")

@@ -1,0 +1,130 @@
+"""Many at once: nobody is kept waiting by another who is slow, or gone."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from serving import PATIENCE, SLEEP, TINY, Listener, Serving, made, problem
+
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def pool(root: httpx.Client) -> Iterator[str]:
+    name = f"load-{uuid.uuid4().hex[:6]}"
+    made(root.post("/v1/templates", json={"name": name, "spec": TINY}))
+    made(root.post("/v1/pools", json={"name": name, "template": name, "low": 2, "high": 4, "limit": 6}))
+    yield name
+    made(root.delete(f"/v1/pools/{name}", params={"force": "true"}), 204)
+    made(root.delete(f"/v1/templates/{name}"), 204)
+
+
+def connect(home: Path) -> socket.socket:
+    connected = socket.socket(socket.AF_UNIX)
+    connected.settimeout(PATIENCE)
+    connected.connect(str(home / "serve.sock"))
+    return connected
+
+
+def test_two_hundred_clients_at_once_are_each_answered(root: httpx.Client, serving: Serving, pool: str) -> None:
+    gate = threading.Barrier(200)
+
+    def ask(number: int) -> list[int]:
+        client = serving.client()
+        gate.wait(PATIENCE)
+        seen = [client.get("/v1/node").status_code, client.get("/v1/sandboxes").status_code]
+        if number % 4 == 0:  # 50 of them take a sandbox and give it back, six at a time
+            claim = client.post("/v1/claims", json={"pool": pool, "timeout": PATIENCE})
+            seen.append(claim.status_code)
+            seen.append(client.delete(f"/v1/claims/{claim.json()['id']}").status_code)
+        return seen
+
+    with ThreadPoolExecutor(200) as threads:
+        answers = list(threads.map(ask, range(200)))
+    assert {status for seen in answers for status in seen} == {200, 201, 204}
+    assert made(root.get(f"/v1/pools/{pool}"), 200)["leased"] == 0
+    made(root.get("/healthz"), 200)
+
+
+def test_clients_that_stall_hold_up_nobody(root: httpx.Client, serving: Serving) -> None:
+    name = f"slow-{uuid.uuid4().hex[:6]}"
+    made(root.post("/v1/sandboxes", json={"spec": {**SLEEP, "name": name}}))
+    stalled = [connect(serving.home) for _ in range(60)]
+    for number, one in enumerate(stalled):
+        if number % 3 == 0:
+            one.sendall(b"GET /v1/sandb")  # never says the rest
+        elif number % 3 == 1:
+            one.sendall(b"POST /v1/sandboxes HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        else:
+            one.sendall(b"GET /v1/events?after=0 HTTP/1.1\r\nHost: x\r\n\r\n")  # never reads
+    for _ in range(20):
+        made(root.post(f"/v1/sandboxes/{name}/freeze"), 200)
+        made(root.post(f"/v1/sandboxes/{name}/thaw"), 200)
+    listener = Listener(serving.client(), after=0, kinds="sandbox.")
+    listener.wait_for("sandbox.thawed", name)
+    for one in stalled:
+        one.close()
+    made(root.delete(f"/v1/sandboxes/{name}", params={"force": "true"}), 204)
+
+
+def test_a_caller_that_hung_up_keeps_no_clone(root: httpx.Client, serving: Serving, pool: str) -> None:
+    held = [made(root.post("/v1/claims", json={"pool": pool, "timeout": PATIENCE}))["id"] for _ in range(6)]
+    waiting = [connect(serving.home) for _ in range(5)]
+    body = b'{"pool": "%s", "timeout": 100}' % pool.encode()
+    for one in waiting:
+        one.sendall(b"POST /v1/claims HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        one.sendall(b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+    listener = Listener(serving.client(), kinds="pool.")
+    while made(root.get(f"/v1/pools/{pool}"), 200)["waiting"] < 5:
+        pass  # each look is a request of its own
+    for one in waiting:
+        one.close()
+    for one in held:
+        made(root.delete(f"/v1/claims/{one}"), 204)
+    again = [made(root.post("/v1/claims", json={"pool": pool, "timeout": PATIENCE}))["id"] for _ in range(6)]
+    assert made(root.get(f"/v1/pools/{pool}"), 200)["leased"] == 6
+    assert not set(held) & set(again)
+    for one in again:
+        made(root.delete(f"/v1/claims/{one}"), 204)
+    assert "pool.acquired" in [one.event for one in listener.heard]
+
+
+def test_an_empty_pool_answers_503_in_time(root: httpx.Client, pool: str) -> None:
+    held = [made(root.post("/v1/claims", json={"pool": pool, "timeout": PATIENCE}))["id"] for _ in range(6)]
+    problem(root.post("/v1/claims", json={"pool": pool, "timeout": 0}), 503, "unavailable.pool")
+    problem(root.post(f"/v1/pools/{pool}/leases", json={"timeout": 0.05}), 503, "unavailable.pool")
+    for one in held:
+        made(root.delete(f"/v1/claims/{one}"), 204)
+
+
+def test_a_full_lane_answers_503_at_once_and_holds_up_no_look(root: httpx.Client, serving: Serving) -> None:
+    name = f"full-{uuid.uuid4().hex[:6]}"
+    made(root.post("/v1/templates", json={"name": name, "spec": TINY}))
+    made(root.post("/v1/pools", json={"name": name, "template": name, "low": 0, "high": 1, "limit": 1}))
+    claim = made(root.post("/v1/claims", json={"pool": name, "timeout": PATIENCE}))["id"]
+    begun: list[str] = []
+    while True:  # each drain waits for the one lease
+        answer = root.post(f"/v1/pools/{name}/drain", headers={"Prefer": "respond-async"})
+        if answer.status_code != 202:
+            break
+        begun.append(answer.json()["id"])
+        assert len(begun) <= 64 + 64
+    problem(answer, 503, "unavailable.busy")
+    assert len(begun) == 64 + 64
+    made(root.get("/v1/node"), 200)
+    for one in begun[64:]:
+        assert made(root.delete(f"/v1/operations/{one}"), 200)["state"] == "cancelled"
+    made(root.delete(f"/v1/claims/{claim}"), 204)
+    for one in begun[:64]:
+        assert made(root.get(f"/v1/operations/{one}", params={"wait": PATIENCE}), 200)["state"] == "succeeded"
+    made(root.delete(f"/v1/pools/{name}"), 204)
+    made(root.delete(f"/v1/templates/{name}"), 204)
