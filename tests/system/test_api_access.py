@@ -190,6 +190,13 @@ def test_no_token_has_more_than_its_limits(root: httpx.Client, serving: Serving)
     small = {**SLEEP, "memory": 16 << 20}
     more = [made(client.post("/v1/sandboxes", json={"spec": small}))["id"] for _ in range(2)]
     problem(client.post("/v1/sandboxes", json={"spec": small}), 429, "unavailable.limit")  # of sandboxes
+    for sandbox in more:
+        made(client.delete(f"/v1/sandboxes/{sandbox}", params={"force": "true"}), 204)
+    made(client.delete(f"/v1/sandboxes/{one}", params={"force": "true"}), 204)
+    back = made(client.post(f"/v1/snapshots/{snapshot}/restore"))["id"]  # counts as the caller's, though it was removed
+    assert back == one
+    more = [made(client.post("/v1/sandboxes", json={"spec": small}))["id"] for _ in range(2)]
+    problem(client.post("/v1/sandboxes", json={"spec": small}), 429, "unavailable.limit")
     made(client.delete(f"/v1/snapshots/{snapshot}"), 200)
     for sandbox in (one, *more):
         made(client.delete(f"/v1/sandboxes/{sandbox}", params={"force": "true"}), 204)

@@ -85,7 +85,7 @@ def test_a_cancelled_clone_leaves_no_clone(root: httpx.Client, sandbox: str) -> 
 
 
 def test_what_has_not_begun_is_cancelled_at_once(root: httpx.Client) -> None:
-    blocked = {"command": ["sh", "-c", "sleep 1000"], "ready": "log:never", "ready_timeout": 20}
+    blocked = {"command": ["sh", "-c", "sleep 1000"], "ready": "log:never", "ready_timeout": 6}
     first = [made(root.post("/v1/sandboxes", json={"spec": blocked}, headers=ASYNC), 202)["id"] for _ in range(8)]
     waiting = made(root.post("/v1/sandboxes", json={"spec": {**SLEEP, "name": "never-run"}}, headers=ASYNC), 202)["id"]
     cancelled = made(root.delete(f"/v1/operations/{waiting}"), 200)

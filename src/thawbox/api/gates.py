@@ -46,7 +46,7 @@ class BodyLimit:
         self._longest = longest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _STREAMED in scope["path"]:
+        if scope["type"] != "http" or (scope["method"] == "PUT" and _STREAMED in scope["path"]):
             await self._app(scope, receive, send)
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")

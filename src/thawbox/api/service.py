@@ -20,7 +20,7 @@ from thawbox.api.operations import Operations
 from thawbox.api.owners import Owners
 from thawbox.api.tokens import Caller, Tokens
 from thawbox.api.watch import Watch, subject
-from thawbox.errors import Busy, NotFound
+from thawbox.errors import Busy, NotFound, SandboxNotFound
 from thawbox.model import Restart, SandboxId
 from thawbox.node import Node
 from thawbox.pool import Pool, PoolSpec
@@ -137,6 +137,14 @@ class Service:
     def snapshot(self, reference: str) -> Snapshot:
         """The snapshot of this name, id or beginning of an id; raises SnapshotNotFound."""
         return self.node.snapshot(reference)
+
+    def has_sandbox(self, sandbox: SandboxId) -> bool:
+        """Whether there is a sandbox of this id."""
+        try:
+            self.context.journal.find(sandbox)
+        except SandboxNotFound:
+            return False
+        return True
 
     @contextmanager
     def changing(self, reference: str) -> Generator[Sandbox]:

@@ -287,9 +287,12 @@ def _reviving(service: Service, routes: APIRouter) -> None:
             progress.check()
             snapshot = service.snapshot(ref)
             sandbox = SandboxId(str(snapshot.stored.manifest.body.get("sandbox")))
+            is_new = not service.has_sandbox(sandbox)
             try:
                 with service.owners.room_for(caller, [_memory_of(snapshot)]):
                     restored, times = snapshot.restore(**given)
+                    if is_new:  # its first owner removed it: it counts as whose wish brought it back
+                        service.owners.add("sandbox", sandbox, caller)
             finally:
                 service.noticed(sandbox)
             return views.restored(restored, times)
