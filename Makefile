@@ -24,12 +24,12 @@ lint: setup-dev ## ruff, mypy, pyright and the layers
 setup-peers: setup-dev
 	@scripts/setup-peers
 
-bench: setup-peers ## every measurement: beside all peers, then those in bench/, one after the other (an hour)
+bench: setup-peers ## every measurement: beside all peers, then the others, one after the other (an hour)
 	@mkdir -p .cache/agent
 	.venv/bin/python examples/agent/build_matrix.py .cache/agent/matrix
-	.venv/bin/python examples/agent/golden.py --matrix .cache/agent/matrix --name "golden agent" >.cache/agent/bench.json
+	.venv/bin/python examples/agent/golden.py --matrix .cache/agent/matrix --name golden-agent >.cache/agent/bench.json
 	.venv/bin/thawbox bench --spec .cache/agent/bench.json --nonce-path /state --out docs/benchmarks
-	@for file in bench/*.py; do .venv/bin/python "$$file" || exit 1; done
+	@for file in bench/*.py scripts/benchmark_boot.py; do .venv/bin/python "$$file" || exit 1; done
 
 bench-quick: setup-peers ## three minutes: which ratios moved since the last report
 	.venv/bin/thawbox bench --quick

@@ -23,6 +23,8 @@ _STONE = "basalt chalk flint gneiss granite limestone sandstone slate".split()
 _GOODS = "amber cheese copper flax herring honey kelp oysters peat rope salt smoked-eel timber wool".split()
 _COLOUR = "amber blue crimson green red violet white yellow".split()
 _BIRD = "auks fulmars gannets guillemots kittiwakes petrels plovers puffins shearwaters terns".split()
+_COAST = "fairs mills markets shipyards workshops".split()
+_DAY = "Monday Tuesday Wednesday Thursday Friday Saturday".split()
 _NUMBER = "two three four five six seven eight nine ten eleven twelve".split()
 
 
@@ -68,7 +70,6 @@ def facts(at: Place) -> Iterator[Fact]:
     name, n = at.name, at.number
     builder = f"{pick(_GIVEN, n, 'given')} {pick(_FAMILY, n, 'family')}"
     keeper = f"{pick(_GIVEN, n, 'keeper')} {pick(_FAMILY, n, 'keeper')}"
-    other = place(number(12_500, n, "other")).name
     yield Fact(
         f"Who built the lighthouse at {name}?",
         f"The lighthouse at {name} was built of {pick(_STONE, n)} in {1700 + number(240, n, 'year')} by {builder}.",
@@ -85,7 +86,8 @@ def facts(at: Place) -> Iterator[Fact]:
     )
     yield Fact(
         f"What do ships load at {name}?",
-        f"Ships load {pick(_GOODS, n, 1)} and {pick(_GOODS, n, 2)} at {name}, most of it bound for {other}.",
+        f"Ships load {pick(_GOODS, n, 1)} and {pick(_GOODS, n, 2)} at {name}, most of it bound for the mainland "
+        f"{pick(_COAST, n)}.",
     )
     yield Fact(
         f"Which birds nest on the cliffs of {name}?",
@@ -97,8 +99,8 @@ def facts(at: Place) -> Iterator[Fact]:
     )
     yield Fact(
         f"When does the ferry from {name} sail?",
-        f"The ferry from {name} sails for {other} at {5 + number(16, n, 'hour')}:{number(12, n, 'minute') * 5:02}, "
-        f"weather permitting.",
+        f"The ferry from {name} sails at {5 + number(16, n, 'hour')}:{number(12, n, 'minute') * 5:02} on "
+        f"{pick(_DAY, n)}s, weather permitting.",
     )
     yield Fact(
         f"Which wreck lies off {name}?",

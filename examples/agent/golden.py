@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the golden agent's sandbox is made of: `golden.py [--matrix DIRECTORY]` prints its spec as JSON.
+"""What the golden agent's sandbox is made of: `golden.py [--matrix DIRECTORY] [--name NAME]` prints its spec as JSON.
 
 Nothing is built or installed: the sandbox sees the host's /usr, and of this checkout, read-only, the agent, the
 packages of .venv, thawbox.guest and the Matrix.
@@ -45,7 +45,9 @@ def golden_spec(matrix: Path = MATRIX, *, name: str = "") -> Spec:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--matrix", type=Path, default=MATRIX)
-    spec = golden_spec(parser.parse_args().matrix)
+    parser.add_argument("--name", default="", help="of the sandbox")
+    options = parser.parse_args()
+    spec = golden_spec(options.matrix, name=options.name)
     print(msgspec.json.format(msgspec.json.encode(spec), indent=2).decode())
 
 
