@@ -52,6 +52,17 @@ class Settings:
     require_signed: bool = field(
         default=False, metadata={"doc": "true: a snapshot that no trusted key signed never reaches the engine"}
     )
+    replicas: str = field(
+        default="",
+        metadata={"doc": "stores that hold copies of snapshots, nearest first, comma-separated"},
+    )
+    replica_patience: float = field(
+        default=2.0, metadata={"doc": "seconds after which the next replica is asked beside one that has not answered"}
+    )
+    mirror: str = field(
+        default="",
+        metadata={"doc": "what `serve` copies there: all, name:GLOB, label:KEY=VALUE, template:GLOB, sandbox:GLOB"},
+    )
     subnet: str = field(default="10.231.0.0/16", metadata={"doc": "addresses given to sandboxes with --net nat"})
     upload_limit: int = field(
         default=8 << 30,

@@ -7,14 +7,15 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from thawbox.config import Settings, load_settings
 from thawbox.engines import Engine
-from thawbox.errors import Unsupported
+from thawbox.errors import SnapshotNotFound, Unsupported
 from thawbox.host import network
 from thawbox.host.cgroup import remove_node_group
 from thawbox.host.cgroup_layout import Layout, detect_layout
@@ -27,13 +28,18 @@ from thawbox.sandbox.handle import wait_for_snapshot
 from thawbox.sandbox.starting import start
 from thawbox.sandbox.templates import Template, all_templates, create_template, find_template, rebuild_template
 from thawbox.store import Keys, Store, load_keys
+from thawbox.store.listing import looks_like_id
 from thawbox.telemetry import NOBODY, Telemetry
 
 if TYPE_CHECKING:
     from thawbox.pool import Pool, PoolSpec
+    from thawbox.store.backends import Backend
+    from thawbox.store.mirror import Mirror
 
 _SOURCE_PROGRAMS = Path(__file__).parents[2] / "native" / "build" / "bin"
 _INSTALLED_PROGRAMS = Path("/usr/local/libexec/thawbox")
+_REPLICA_PATIENCE, _REPLICA_TIMEOUT = 1.0, 30.0
+"""Seconds: where there are several replicas it is better to give one up, and ask it later, than to wait for it."""
 _TMPFS_CANDIDATES = (Path("/run"), Path("/dev/shm"))  # noqa: S108 - root-only directories are made in the first tmpfs
 
 
@@ -76,6 +82,7 @@ class Node:
                 boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
                 now=now,
                 telemetry=telemetry,
+                open_replicas=[partial(_open_replica, address) for address in _listed(self.settings.replicas)],
             )
             undo.callback(self.context.close_engine)
             undo.callback(self.context.threads.close)
@@ -115,8 +122,16 @@ class Node:
         return [Sandbox(self.context, record) for record in self.context.journal.all()]
 
     def snapshot(self, reference: str) -> Snapshot:
-        """The snapshot of this id, unambiguous beginning of an id, or name; raises SnapshotNotFound."""
-        return Snapshot(self.context, self.context.store.resolve(reference))
+        """The snapshot of this id, unambiguous beginning of an id, or name; raises SnapshotNotFound.
+
+        One that is not here, but in a replica, is brought (by its id: names are each node's own).
+        """
+        try:
+            return Snapshot(self.context, self.context.store.resolve(reference))
+        except SnapshotNotFound:
+            if not self.context.replicas or not looks_like_id(reference):
+                raise
+        return Snapshot(self.context, self.context.replicas.bring(reference))
 
     def wait(self, token: str, *, timeout: float | None = None) -> Snapshot:
         """The snapshot that an unfinished one has become, once it is whole; `timeout` is seconds.
@@ -128,6 +143,16 @@ class Node:
     def snapshots(self) -> list[Snapshot]:
         """Every snapshot of this node, oldest first."""
         return [Snapshot(self.context, SnapshotId(stored.id)) for stored in self.context.store.records()]
+
+    def mirroring(self) -> AbstractContextManager[Mirror]:
+        """A block during which new snapshots are copied to every replica, as the setting `mirror` says.
+
+        Raises InvalidRequest for a rule or an address that is none.
+        """
+        from thawbox.store.mirror import Mirror
+        from thawbox.store.mirror_rules import read_rules
+
+        return Mirror(self.context.store, self.context.replicas, read_rules(self.settings.mirror))
 
     def create_template(self, name: str, spec: Spec) -> Template:
         """Boot a spec until it is ready and keep it to make clones from. Raises InvalidRequest, StartFailed."""
@@ -203,9 +228,19 @@ def _keys(settings: Settings) -> Keys:
     return load_keys(
         sealing=settings.sealing_key,
         signing=settings.signing_key,
-        trusted=[key.strip() for key in settings.trusted_keys.split(",") if key.strip()],
+        trusted=_listed(settings.trusted_keys),
         require_signed=settings.require_signed,
     )
+
+
+def _listed(text: str) -> list[str]:
+    return [one.strip() for one in text.split(",") if one.strip()]
+
+
+def _open_replica(address: str) -> Backend:
+    from thawbox.store.backends import open_backend
+
+    return open_backend(address, patience=_REPLICA_PATIENCE, timeout=_REPLICA_TIMEOUT)
 
 
 def node_tag(home: Path) -> str:

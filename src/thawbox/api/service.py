@@ -64,6 +64,7 @@ class Service:
             self.owners = Owners(self.book, context)
             self.watch = undo.enter_context(Watch(context, self.events))
             self.recheck = undo.enter_context(Recheck(context.store, period=self.node.settings.verify_every))
+            undo.enter_context(self.node.mirroring())
             self.supervisor = undo.enter_context(Supervisor(context, tell=self._hear))
             undo.callback(self._close_pools)
             for spec in self.node.pools():

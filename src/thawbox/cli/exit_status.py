@@ -31,6 +31,7 @@ EXIT_STATUSES: dict[type[ThawboxError], int] = {
 
 USAGE = EXIT_STATUSES[InvalidRequest]
 UNFIT = EXIT_STATUSES[Unsupported]
+UNAVAILABLE = EXIT_STATUSES[Unavailable]
 DAMAGED = EXIT_STATUSES[IntegrityError]
 HOST = 109
 SESSION_INTERRUPTED = 110

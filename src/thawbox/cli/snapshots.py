@@ -10,6 +10,7 @@ from thawbox import views
 from thawbox.cli import exit_status
 from thawbox.cli.names import complete_snapshot, opened, snapshot_argument
 from thawbox.cli.output import human_age, human_size, json_option, print_json, print_table, progress_of
+from thawbox.cli.replicas import checked_replicas, replicate_command, where_command
 from thawbox.cli.transfers import export_command, import_command, pull_command, push_command
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def _row(stored: Record) -> tuple[str, ...]:
 _HEAD = ("ID", "NAME", "SANDBOX", "KIND", "PARENT", "SIZE", "AGE", "")
 
 
-for _transfer in (export_command, import_command, push_command, pull_command):
+for _transfer in (export_command, import_command, push_command, pull_command, replicate_command, where_command):
     snapshots_command.add_command(_transfer)
 
 
@@ -139,14 +140,21 @@ def flatten_command(reference: str, name: str, as_json: bool) -> None:
 @snapshots_command.command("verify", short_help="Check stored bytes.")
 @click.argument("references", metavar="[SNAPSHOT]...", nargs=-1, shell_complete=complete_snapshot)
 @click.option("--deep", is_flag=True, help="Hash everything anew, also what has not changed since it was last hashed.")
+@click.option("--remote", is_flag=True, help="Check the copies in the replicas instead; every byte is read.")
+@click.option("--repair", is_flag=True, help="With --remote: replace what is damaged there by what is right.")
 @json_option
-def verify_command(references: tuple[str, ...], deep: bool, as_json: bool) -> int:
+def verify_command(references: tuple[str, ...], deep: bool, remote: bool, repair: bool, as_json: bool) -> int:
     """Check that these snapshots, by default all, are byte for byte what their ids say; name what is not.
 
     Exits with the status of damaged snapshots when something is wrong; a damaged snapshot is never restored.
 
-    With --json: {"ok", "problems": [{"snapshot", "file", "cause"}]}.
+    With --json: {"ok", "problems": [{"snapshot", "file", "cause"}]}; with --remote {"ok", "replicas": [{"where",
+    "snapshot", "repaired", "faults": [{"where", "name", "cause", "kind"}]}]}.
     """
+    if repair and not remote:
+        raise click.UsageError("--repair needs --remote: what is damaged here is repaired by `snapshots pull`")
+    if remote:
+        return checked_replicas(references, repair=repair, as_json=as_json)
     with opened() as node:
         store = node.context.store
         wanted = [store.resolve(reference) for reference in references] or sorted(store.catalog.ids())

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from thawbox.config import Settings
 from thawbox.engines import Engine
-from thawbox.errors import LockTimeout
+from thawbox.errors import BrokenChain, CorruptSnapshot, LockTimeout, SnapshotNotFound
 from thawbox.host.cgroup import Cgroup
 from thawbox.host.cgroup_layout import Layout
 from thawbox.host.files import locked, private_directory
-from thawbox.model import SandboxId
+from thawbox.model import SandboxId, SnapshotId
 from thawbox.sandbox.journal import Journal
 from thawbox.sandbox.threads import Threads
-from thawbox.store import Compat, Store
+from thawbox.store import Compat, Fetched, Store
 from thawbox.telemetry import NOBODY, Telemetry
+
+if TYPE_CHECKING:
+    from thawbox.store.backends import Backend
+    from thawbox.store.replicas import Replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,7 @@ class Context:
     boot_id: str
     now: Callable[[], float]
     threads: Threads = field(default_factory=Threads)
+    open_replicas: Sequence[Callable[[], Backend]] = ()
     telemetry: Telemetry = NOBODY
 
     @property
@@ -105,6 +111,32 @@ class Context:
         """Close the engine if it was ever needed."""
         if "engine" in self.__dict__:
             self.engine.close()
+
+    @cached_property
+    def replicas(self) -> Replicas:
+        """The stores elsewhere that hold copies of this node's snapshots; false where there are none."""
+        from thawbox.store.replicas import Replicas
+
+        def later(work: Callable[[], None]) -> None:
+            self.threads.start(work, name="thawbox-repair")
+
+        return Replicas(
+            self.store, self.open_replicas, patience=self.settings.replica_patience, later=later,
+            telemetry=self.telemetry,
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def reading(self, snapshot: SnapshotId) -> Generator[Fetched]:
+        """As `store.reading`, and one that is not here, or is damaged here, is brought from a replica first."""
+        with contextlib.ExitStack() as stack:
+            try:
+                fetched = stack.enter_context(self.store.reading(snapshot))
+            except (SnapshotNotFound, CorruptSnapshot, BrokenChain):
+                if not self.replicas:
+                    raise
+                self.replicas.bring(snapshot)
+                fetched = stack.enter_context(self.store.reading(snapshot))
+            yield fetched
 
     @cached_property
     def machine(self) -> Compat:

@@ -26,7 +26,7 @@ def flatten(context: Context, snapshot: SnapshotId, *, name: str = "") -> Snapsh
     if done is None:
         with (
             context.telemetry.step("flatten", snapshot=snapshot) as step,
-            context.store.reading(snapshot) as fetched,
+            context.reading(snapshot) as fetched,
             context.store.stage() as staging,
         ):
             stored = context.store.put(staging, _rewrite(context, fetched, staging))

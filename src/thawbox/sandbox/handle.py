@@ -350,7 +350,7 @@ class Snapshot:
 
     def warm(self) -> bool:
         """Hold this snapshot's memory ready, so that clones and restores share it; False where that cannot be."""
-        with self._context.store.reading(self.id) as fetched:
+        with self._context.reading(self.id) as fetched:
             return self._context.engine.warm(fetched.images)
 
     def cool(self) -> None:

@@ -48,7 +48,7 @@ def restore(context: Context, snapshot: SnapshotId, *, injection: Injection = NO
     begun = time.perf_counter()
     with (
         context.telemetry.step("restore", snapshot=snapshot) as step,
-        context.store.reading(snapshot) as fetched,  # until its layers are held nobody may remove them
+        context.reading(snapshot) as fetched,  # until its layers are held nobody may remove them
     ):
         record, times = _restore(context, fetched, begun, injection=injection)
         step.note(sandbox=record.id, restore_ms=times.restore_ms)
@@ -97,7 +97,7 @@ def clone(
     begun = time.perf_counter()
     with (
         context.telemetry.step("clone", snapshot=snapshot) as step,
-        context.store.reading(snapshot) as fetched,  # until its layers are held nobody may remove them
+        context.reading(snapshot) as fetched,  # until its layers are held nobody may remove them
     ):
         record, times = _clone(context, fetched, begun, name=name, injection=injection, owner=owner)
         step.note(sandbox=record.id, restore_ms=times.restore_ms)

@@ -15,7 +15,7 @@ LARGEST_SHARE = 0.5
 
 def warm_for(context: Context, snapshot: SnapshotId, clones: int) -> bool:
     """Hold the snapshot's memory ready if that many clones at once are worth it; whether it is held now."""
-    with context.store.reading(snapshot) as fetched:
+    with context.reading(snapshot) as fetched:
         resident = sum(path.stat().st_size for images in fetched.images for path in images.glob("pages-*.img"))
         if not is_worth_warming(clones, resident=resident, available=available_memory()):
             return False

@@ -8,11 +8,12 @@ Rule 3: whatever the other side does wrong becomes BackendUnavailable; what it d
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Generator, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from thawbox.errors import BackendUnavailable, CorruptSnapshot, InvalidRequest
 from thawbox.host.files import sync_filesystem
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 SCHEMES = ("s3", "gs", "az", "file", "memory")
-_CONNECT_TIMEOUT = timedelta(seconds=10)
-_REQUEST_TIMEOUT = timedelta(seconds=120)
+_CONNECT_SECONDS = 10.0
+_REQUEST_SECONDS = 120.0
+_IN_AN_ADDRESS = frozenset({"endpoint", "region", "virtual_hosted_style_request"})
+"""Settings that an address may carry: never credentials, for addresses are shown."""
 
 
 class Backend(Protocol):
@@ -133,12 +136,15 @@ class ObjectBackend:
             ) from error
 
 
-def open_backend(url: str, *, options: Mapping[str, str] | None = None, patience: float = 60.0) -> ObjectBackend:
-    """The backend at `s3://bucket/path`, `gs://…`, `az://…`, `file:///directory` or `memory:///`.
+def open_backend(
+    url: str, *, options: Mapping[str, str] | None = None, patience: float = 60.0, timeout: float = _REQUEST_SECONDS
+) -> ObjectBackend:
+    """The backend at `s3://bucket/path[?endpoint=…&region=…]`, `gs://…`, `az://…`, `file:///directory`, `memory:///`.
 
     `options` are the object store library's own settings (`endpoint`, `region`, `access_key_id`, …); what is missing
     it takes from the environment as each provider's tools do. `patience` is how many seconds a request that fails for
-    the server's or network's sake is retried. Raises InvalidRequest for any other address.
+    the server's or network's sake is retried, `timeout` how long each try may take. Raises InvalidRequest for any
+    other address.
     """
     from obstore.store import LocalStore, MemoryStore, from_url
 
@@ -154,19 +160,40 @@ def open_backend(url: str, *, options: Mapping[str, str] | None = None, patience
         directory = Path(parts.path)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return ObjectBackend(LocalStore(directory), where, directory=directory)
+    config = {**_options_in(parts.query, where), **(options or {})}
+    limits = {
+        "connect_timeout": timedelta(seconds=min(timeout, _CONNECT_SECONDS)), "timeout": timedelta(seconds=timeout),
+    }  # fmt: skip
     try:
         store = cast("Any", from_url)(  # its overloads want each provider's own literal settings
-            url,
-            config=dict(options or {}),
-            client_options={"connect_timeout": _CONNECT_TIMEOUT, "timeout": _REQUEST_TIMEOUT, **_plain_http(options)},
-            retry_config={"max_retries": 5 if patience else 0, "retry_timeout": timedelta(seconds=patience)},
+            urlunsplit(parts._replace(query="")),
+            config=config,
+            client_options={**limits, **_plain_http(config)},
+            retry_config={"max_retries": _retries(patience), "retry_timeout": timedelta(seconds=patience)},
         )
     except Exception as error:  # the library raises its own and ValueError, by setting
         raise InvalidRequest(f"{where[:200]!r} cannot be opened: {str(error).partition(chr(10))[0]}") from error
     return ObjectBackend(store, where)
 
 
-def _plain_http(options: Mapping[str, str] | None) -> dict[str, bool]:
+def _retries(patience: float) -> int:
+    """The library waits 0.1 s, then twice as long each time: as many retries as fit, five at most."""
+    return min(5, int(math.log2(1 + 10 * patience)))
+
+
+def _options_in(query: str, where: str) -> dict[str, str]:
+    """The settings that an address carries; raises InvalidRequest for any that it may not."""
+    found = dict(parse_qsl(query, keep_blank_values=True))
+    for key in found:
+        if key not in _IN_AN_ADDRESS:
+            raise InvalidRequest(
+                f"{where[:200]}: an address carries no setting {key[:40]!r}",
+                remediation=f"only {', '.join(sorted(_IN_AN_ADDRESS))}; credentials belong into the environment",
+            )
+    return found
+
+
+def _plain_http(options: Mapping[str, str]) -> dict[str, bool]:
     """An operator who names an http:// endpoint means it (a store on the same machine or network)."""
-    named = [value for key, value in (options or {}).items() if "endpoint" in key.lower()]
+    named = [value for key, value in options.items() if "endpoint" in key.lower()]
     return {"allow_http": True} if any(value.startswith("http://") for value in named) else {}

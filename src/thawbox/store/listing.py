@@ -16,6 +16,11 @@ MIN_PREFIX = 6
 """Hex digits from which a prefix of an id is taken for one."""
 
 
+def looks_like_id(ref: str) -> bool:
+    """Whether a reference can be an id or the beginning of one."""
+    return MIN_PREFIX <= len(ref) <= 64 and all(char in "0123456789abcdef" for char in ref)
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A committed snapshot: what it is, and what is said about it.
@@ -44,7 +49,7 @@ class Listing:
             if self.catalog.exists(snapshot):
                 return snapshot
         found: list[SnapshotId] = []
-        if len(ref) >= MIN_PREFIX and all(char in "0123456789abcdef" for char in ref):
+        if looks_like_id(ref):
             found = sorted(snapshot for snapshot in self.catalog.ids() if snapshot.startswith(ref))
         if len(found) > 1:
             shown = ", ".join(snapshot[: len(ref) + 6] for snapshot in found[:4])

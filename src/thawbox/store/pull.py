@@ -196,15 +196,17 @@ def pull(
     pinned: bool = False,
     on_progress: OnProgress | None = None,
     threads: int = THREADS,
+    patience: float | None = None,
 ) -> TransferReport:
     """Bring a snapshot and whatever of its chain is not here, or is damaged here. Each becomes visible when whole.
 
-    The backends are asked in order, object by object; those that failed while another served are in the report.
+    The backends are asked in order, object by object; those that failed while another served are in the report. After
+    `patience` seconds without an answer the next is asked too, and the tardy one last from then on.
     Raises SnapshotNotFound, UntrustedSnapshot, CorruptSnapshot, BrokenChain, BackendUnavailable; call again to go on.
     """
     names = (checked_ref_name(name),) if name else ()
     tally = Tally(snapshot, on_progress)
-    sources = Sources(backends, Codec(sealer_of(store.keys)))
+    sources = Sources(backends, Codec(sealer_of(store.keys)), patience)
     puller = _Puller(store, sources, tally, threads)
     missing = puller.missing(snapshot)
     for there in missing:

@@ -1,12 +1,14 @@
 """Reading from backends that nobody has reason to trust: descriptions and chunks, each checked as it arrives.
 
-Several sources may hold the same snapshot; the first sound answer counts, and a source that failed is reported.
+Several sources may hold the same snapshot; the first sound answer counts, and a source that failed is reported. One
+that does not answer is asked last from then on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from thawbox.errors import BackendUnavailable, CorruptSnapshot, IntegrityError, SnapshotNotFound, ThawboxError
@@ -21,10 +23,11 @@ from thawbox.store.codec import (
     decode_parcel,
     stored_limit,
 )
+from thawbox.store.hedging import first_good
 from thawbox.store.layers import Index, decode_index
 from thawbox.store.manifest import Manifest, decode_manifest
 from thawbox.store.pack import Chunk, File, Stream, check_streams
-from thawbox.store.transfer import Fault
+from thawbox.store.transfer import Fault, FaultKind
 from thawbox.store.unpack import check_index
 
 _FoundT = TypeVar("_FoundT")
@@ -52,12 +55,25 @@ class LayerThere:
 
 
 @dataclass(frozen=True, slots=True)
+class _Failure:
+    """An answer that is none: what to report, and what to raise if nobody has a better one."""
+
+    fault: Fault
+    error: ThawboxError | None
+
+
+@dataclass(frozen=True, slots=True)
 class Sources:
-    """Backends to read from, in the order to ask them."""
+    """Backends to read from, in the order to ask them.
+
+    `patience` is seconds after which the next one is asked beside one that has not answered; None: none is.
+    """
 
     backends: Sequence[Backend]
     codec: Codec
+    patience: float | None = None
     faults: list[Fault] = field(default_factory=list[Fault])
+    _tardy: set[str] = field(default_factory=set[str])
 
     def snapshot(self, snapshot: SnapshotId) -> SnapshotThere:
         """The description of a snapshot, checked against its id; raises SnapshotNotFound if nobody has one."""
@@ -100,20 +116,42 @@ class Sources:
     def _first_sound(
         self, name: str, limit: int, check: Callable[[bytes, str], _FoundT], *, missing: ThawboxError
     ) -> _FoundT:
-        first_error: ThawboxError | None = None
-        faults: list[Fault] = []
-        for backend in self.backends:
+        backends = sorted(self.backends, key=lambda backend: backend.where in self._tardy)  # stable: else in order
+        late = [False] * len(backends)
+
+        def ask(backend: Backend) -> _FoundT | _Failure:
             try:
                 stored = backend.read(name, limit=stored_limit(limit))
                 if stored is not None:
-                    found = check(stored, name)
-                    self.faults.extend(faults)  # only now: what no source has is an error, not a fault of one
-                    return found
-                faults.append(Fault(backend.where, name, "is missing"))
-            except (IntegrityError, BackendUnavailable) as error:
-                first_error = first_error or error
-                faults.append(Fault(backend.where, name, error.cause))
-        raise first_error or missing
+                    return check(stored, name)
+            except IntegrityError as error:
+                return _Failure(Fault(backend.where, name, error.cause), error)
+            except BackendUnavailable as error:
+                self._tardy.add(backend.where)
+                return _Failure(Fault(backend.where, name, error.cause, FaultKind.UNREACHABLE), error)
+            return _Failure(Fault(backend.where, name, "is missing", FaultKind.MISSING), None)
+
+        def is_late(place: int) -> None:
+            late[place] = True
+            self._tardy.add(backends[place].where)
+
+        asks = [partial(ask, backend) for backend in backends]
+        found, failures = first_good(
+            asks, is_good=lambda answer: not isinstance(answer, _Failure), patience=self.patience, is_late=is_late
+        )
+        if found is None or isinstance(found, _Failure):
+            bad = [failure for failure in failures if isinstance(failure, _Failure)]
+            raise next((failure.error for failure in bad if failure.error is not None), None) or missing
+        # only now: what no source has is an error, not a fault of one
+        self.faults.extend(failure.fault for failure in failures if isinstance(failure, _Failure))
+        told = {fault.where for fault in self.faults if fault.name == name}
+        cause = f"did not answer within {self.patience or 0:g} s"
+        self.faults.extend(
+            Fault(backend.where, name, cause, FaultKind.SLOW)
+            for backend, was_late in zip(backends, late, strict=True)
+            if was_late and backend.where not in told
+        )
+        return found
 
     def _where(self) -> str:
         return ", ".join(backend.where for backend in self.backends)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,13 +28,27 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
+class FaultKind(enum.Enum):
+    """What is wrong with a source: the first two want repair, the others patience."""
+
+    DAMAGED = "damaged"
+    MISSING = "missing"
+    UNREACHABLE = "unreachable"
+    SLOW = "slow"
+
+    @property
+    def wants_repair(self) -> bool:
+        return self in {FaultKind.DAMAGED, FaultKind.MISSING}
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A source that failed to serve one object, while another served it: it wants repair."""
+    """A source that failed to serve one object, while another served it."""
 
     where: str
     name: str
     cause: str
+    kind: FaultKind = FaultKind.DAMAGED
 
 
 @dataclass(frozen=True, slots=True)
