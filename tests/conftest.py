@@ -11,16 +11,18 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "agent"))
 sys.path.insert(0, str(Path(__file__).parent))
 
+from roads import OneRoad
 from thawbox.config import load_settings
 from thawbox.engines import Engine
 from thawbox.errors import SandboxNotFound
-from thawbox.node import Node
+from thawbox.node import Node, make_criu_engine
 from traces import Traces, assert_unchanged, take_traces
 
 OpenNode = Callable[..., Node]
@@ -51,12 +53,21 @@ def home(tmp_path: Path, rootfs_cache: Path) -> Path:
 
 
 @pytest.fixture
-def open_node(home: Path) -> Iterator[OpenNode]:
+def road(request: pytest.FixtureRequest) -> str:
+    """Which road restores take (see roads.py); empty: whichever the node takes by itself."""
+    return str(getattr(request, "param", ""))
+
+
+@pytest.fixture
+def open_node(home: Path, road: str) -> Iterator[OpenNode]:
     """Opens nodes on the test's home, any number, also side by side; nothing of them is left after the test."""
     with ExitStack() as stack:
 
         def open_one(*, engine: Engine | None = None, **settings: object) -> Node:
-            return stack.enter_context(Node(load_settings(**{"home": home, **settings}), engine=engine))
+            chosen = load_settings(**{"home": home, **settings})
+            if engine is None and road:
+                engine = cast(Engine, OneRoad(make_criu_engine(chosen), road))
+            return stack.enter_context(Node(chosen, engine=engine))
 
         yield open_one
         stack.close()

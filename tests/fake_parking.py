@@ -93,6 +93,9 @@ class FakeParking:
             self.records.pop(parked.id, None)
             self.dead.discard(parked.id)
 
+    def room(self, each: int) -> int | None:
+        return None
+
     def forget(self, parked: Parked) -> None:
         with self._lock:
             if parked.death is not None:

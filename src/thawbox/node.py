@@ -32,6 +32,7 @@ from thawbox.store.listing import looks_like_id
 from thawbox.telemetry import NOBODY, Telemetry
 
 if TYPE_CHECKING:
+    from thawbox.engines.criu import CriuEngine
     from thawbox.pool import Pool, PoolSpec
     from thawbox.store.backends import Backend
     from thawbox.store.mirror import Mirror
@@ -73,7 +74,7 @@ class Node:
                 settings=self.settings,
                 journal=journal,
                 store=store,
-                make_engine=lambda: engine or _criu_engine(self.settings, programs, telemetry),
+                make_engine=lambda: engine or make_criu_engine(self.settings, telemetry),
                 layout=layout or detect_layout(),
                 programs=programs,
                 capabilities=capability_mask(),
@@ -85,7 +86,9 @@ class Node:
                 open_replicas=[partial(_open_replica, address) for address in _listed(self.settings.replicas)],
             )
             undo.callback(self.context.close_engine)
+            undo.callback(self.context.reserve.close)
             undo.callback(self.context.threads.close)
+            undo.callback(self.context.warmth.close)
             self.adoption: Adoption = adopt(self.context)
             self._undo = undo.pop_all()
 
@@ -293,10 +296,12 @@ def _is_tmpfs(path: Path) -> bool:
     return False
 
 
-def _criu_engine(settings: Settings, programs: Programs, telemetry: Telemetry) -> Engine:
+def make_criu_engine(settings: Settings, telemetry: Telemetry = NOBODY) -> CriuEngine:
+    """The engine of a node with these settings; whoever makes it closes it. Raises Unsupported without our programs."""
     from thawbox.engines.criu import CriuEngine, CriuProgram
     from thawbox.engines.criu_template import TemplateServers
 
+    programs = find_programs(settings)
     cache = cache_directory(settings.home)
     cache.mkdir(mode=0o700, exist_ok=True)
     if cache.stat().st_uid != 0:

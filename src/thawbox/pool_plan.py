@@ -66,16 +66,22 @@ class Orders:
     destroy_stale: int = 0
 
 
-def plan(counts: Counts, marks: Watermarks, *, target: int, parallel: int, may_restore: bool = True) -> Orders:
+def plan(
+    counts: Counts, marks: Watermarks, *, target: int, parallel: int, may_restore: bool = True,
+    room: int | None = None,
+) -> Orders:  # fmt: skip
     """What brings the pool nearer to `target` parked clones of the present template, one for each waiter besides.
 
-    `parallel` is how many restores run at once; with `may_restore` false (backing off) none is ordered.
+    `parallel` is how many restores run at once; with `may_restore` false (backing off) none is ordered. `room` is for
+    how many more clones there is memory; an empty pool tries one all the same.
     """
     short = max(0, target + counts.waiting - counts.fresh - counts.restoring)
     destroy_stale = _superseded(counts, marks, target=target, short=short)
     surplus = counts.parked - destroy_stale - target if not counts.waiting else 0
     destroy_fresh = min(counts.fresh, max(0, surplus))
     restore = min(short, marks.limit - counts.owned, parallel - counts.restoring)
+    if room is not None and counts.owned:
+        restore = min(restore, room - counts.restoring)
     return Orders(max(0, restore) if may_restore else 0, destroy_fresh, destroy_stale)
 
 
@@ -131,3 +137,61 @@ def refill_lull(rng: random.Random) -> float:
     Who has just acquired wants the CPU now; and pools of one machine that were emptied together do not refill in step.
     """
     return rng.uniform(SHORTEST_LULL, LONGEST_LULL)
+
+
+# Templates: snapshots whose memory is held for their clones to share
+
+WORTH_WARMING = 3
+"""Clones from which on loading a snapshot's memory once (about one restore) pays for itself."""
+LARGEST_SHARE = 0.5
+"""Of the machine's available memory: a template that takes more would push out what clones are for."""
+IDLE_SECONDS = 300.0
+"""After which memory that is held for demand alone goes."""
+SCARCE = 0.08
+"""Of the machine's memory: where less is available, templates go, those first that nobody asked to keep."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldTemplate:
+    """A snapshot's memory that is held: `bytes` of it, last used at `used_at`; `is_kept` when somebody asked for it."""
+
+    snapshot: str
+    bytes: int
+    used_at: float
+    is_kept: bool = False
+
+
+def room_for(each: int, *, available: int, total: int) -> int:
+    """How many more clones the machine's memory has room for, if each adds `each` bytes to what is in use.
+
+    That is what a clone's cgroup is charged: a clone that shares a template's memory adds a few MiB, not its size.
+    """
+    return max(0, int(available - SCARCE * total)) // max(each, SMALLEST_CLONE)
+
+
+SMALLEST_CLONE = 1 << 20
+"""Bytes that any clone adds: namespaces, mounts, page tables, a process or two."""
+
+
+def is_worth_warming(clones: int, *, resident: int, available: int) -> bool:
+    """Whether to hold `resident` bytes for that many clones with `available` bytes of memory left."""
+    return clones >= WORTH_WARMING and resident < LARGEST_SHARE * available
+
+
+def is_demanded(requests: Sequence[float], *, now: float, window: float = DEMAND_WINDOW) -> bool:
+    """Whether clones are asked for often enough to hold their snapshot; `requests` are times, ascending."""
+    return len(requests) - bisect_left(requests, now - window) >= WORTH_WARMING
+
+
+def templates_to_drop(held: Sequence[HeldTemplate], *, now: float, available: int, total: int) -> frozenset[str]:
+    """The snapshots whose memory is to be given up: what idles, and, where memory is scarce, what was used longest ago
+    until there is enough."""
+    dropped = {one.snapshot for one in held if not one.is_kept and one.used_at < now - IDLE_SECONDS}
+    short = SCARCE * total - available - sum(one.bytes for one in held if one.snapshot in dropped)
+    for one in sorted(held, key=lambda one: (one.is_kept, one.used_at)):
+        if short <= 0:
+            break
+        if one.snapshot not in dropped:
+            dropped.add(one.snapshot)
+            short -= one.bytes
+    return frozenset(dropped)

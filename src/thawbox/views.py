@@ -102,8 +102,8 @@ def started(sandbox: Sandbox, create_ms: float) -> dict[str, object]:
 
 
 def sandbox_stats(sandbox: Sandbox) -> dict[str, Any]:
-    """What a sandbox uses now."""
-    return {**sandbox_state(sandbox), **asdict(sandbox.stats())}
+    """What a sandbox uses now, and what of its memory is its own, shared, and its fair share of both (bytes)."""
+    return {**sandbox_state(sandbox), **asdict(sandbox.stats()), **asdict(sandbox.memory_use())}
 
 
 def preflight_findings(findings: Iterable[Finding]) -> dict[str, object]:

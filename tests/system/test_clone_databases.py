@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from guests import SETUP, evaluate, interpreter, run
+from roads import on_both_roads
 from thawbox.host.databases import _replace_in_memory, find_databases, mend_identities
 from thawbox.host.proc import pid_inside
 from thawbox.node import Node
 from thawbox.sandbox import Snapshot
+
+pytestmark = on_both_roads
 
 DATABASES = (
     SETUP

@@ -16,11 +16,14 @@ from pathlib import Path
 import pytest
 
 from guests import SETUP, evaluate, interpreter, run
+from roads import on_both_roads
 from thawbox.host.init_client import ExecSession, Interrupted
 from thawbox.host.reach import run_within
 from thawbox.model import Net, Publish
 from thawbox.node import Node
 from thawbox.sandbox import Sandbox
+
+pytestmark = on_both_roads
 
 CLONES = 20
 

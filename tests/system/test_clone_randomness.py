@@ -10,8 +10,11 @@ from typing import Any
 import numpy
 
 from guests import evaluate, interpreter, run
+from roads import on_both_roads
 from thawbox.model import Mount
 from thawbox.node import Node
+
+pytestmark = on_both_roads
 
 PACKAGES = Mount(str(Path(numpy.__file__).parents[1]), "/opt/packages", read_only=True)
 

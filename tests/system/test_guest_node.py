@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
+from roads import on_both_roads
 from thawbox.errors import HookFailed
 from thawbox.model import Mount, Spec
 from thawbox.node import Node
 from thawbox.sandbox import Sandbox
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "node-hooks"
-pytestmark = pytest.mark.skipif(not Path("/usr/bin/node").exists(), reason="needs node in /usr")
+pytestmark = [pytest.mark.skipif(not Path("/usr/bin/node").exists(), reason="needs node in /usr"), on_both_roads]
 
 
 def agent(node: Node, directory: Path) -> Sandbox:

@@ -11,9 +11,12 @@ import fastapi
 import pytest
 
 from guests import GUEST, WORKLOADS
+from roads import on_both_roads
 from thawbox.model import Mount, Spec
 from thawbox.node import Node
 from thawbox.sandbox import Sandbox
+
+pytestmark = on_both_roads
 
 PACKAGES = Mount(str(Path(fastapi.__file__).parents[1]), "/opt/packages", read_only=True)
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from roads import on_both_roads
 from thawbox.errors import InvalidRequest, InvalidTransition
 from thawbox.model import Phase, Spec
 from thawbox.node import Node
 from thawbox.sandbox import Sandbox
 
-pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(300), on_both_roads]
 
 COUNT = 20
 Ask = Callable[..., dict[str, Any]]

@@ -8,15 +8,22 @@ import pytest
 
 from thawbox.errors import InvalidRequest
 from thawbox.pool_plan import (
+    DEMAND_WINDOW,
+    IDLE_SECONDS,
     LONGEST_BACKOFF,
     Counts,
+    HeldTemplate,
     Orders,
     Watermarks,
     backoff,
     check_watermarks,
+    is_demanded,
+    is_worth_warming,
     parked_target,
     plan,
     refill_lull,
+    room_for,
+    templates_to_drop,
 )
 
 MARKS = Watermarks(low=2, high=4, limit=8)
@@ -87,3 +94,50 @@ def test_back_off_doubles_up_to_its_cap_and_is_never_the_same_for_all() -> None:
 
 def test_refills_of_several_pools_do_not_begin_in_step() -> None:
     assert len({refill_lull(random.Random(seed)) for seed in range(50)}) == 50
+
+
+GIB = 1 << 30
+
+
+def test_memory_is_held_for_a_few_clones_and_not_where_it_would_push_out_what_clones_are_for() -> None:
+    assert is_worth_warming(3, resident=GIB, available=8 * GIB)
+    assert not is_worth_warming(2, resident=GIB, available=8 * GIB)
+    assert not is_worth_warming(100, resident=5 * GIB, available=8 * GIB)
+
+
+def test_only_clones_of_late_make_a_demand() -> None:
+    assert is_demanded([0, 30, 59], now=59)
+    assert not is_demanded([30, 59], now=59)
+    assert not is_demanded([0, 30, 59], now=DEMAND_WINDOW + 1)
+
+
+def test_a_template_that_idles_goes_unless_somebody_asked_for_it() -> None:
+    held = [
+        HeldTemplate("idle", GIB, 0.0),
+        HeldTemplate("kept", GIB, 0.0, is_kept=True),
+        HeldTemplate("used", GIB, 90.0),
+    ]
+    assert templates_to_drop(held, now=IDLE_SECONDS + 1, available=8 * GIB, total=16 * GIB) == {"idle"}
+
+
+def test_scarce_memory_takes_the_templates_used_longest_ago_and_those_asked_for_last() -> None:
+    held = [
+        HeldTemplate("kept", GIB, 1.0, is_kept=True), HeldTemplate("older", GIB, 2.0), HeldTemplate("newer", GIB, 3.0)
+    ]  # fmt: skip
+    assert templates_to_drop(held, now=4, available=GIB // 2, total=16 * GIB) == {"older"}
+    assert templates_to_drop(held, now=4, available=0, total=16 * GIB) == {"older", "newer"}
+    assert templates_to_drop(held, now=4, available=0, total=32 * GIB) == {"kept", "older", "newer"}
+    assert not templates_to_drop(held, now=4, available=2 * GIB, total=16 * GIB)
+
+
+def test_a_hundred_clones_that_share_a_template_have_room_where_ten_of_their_full_size_have_not() -> None:
+    total, available = 16 * GIB, 3 * GIB
+    assert room_for(2 << 20, available=available, total=total) > 800
+    assert room_for(GIB // 4, available=available, total=total) < 10
+    assert room_for(GIB // 4, available=0, total=total) == 0
+
+
+def test_no_more_are_restored_than_there_is_memory_for_but_an_empty_pool_tries_one_all_the_same() -> None:
+    assert plan(Counts(fresh=1), MARKS, target=4, parallel=8, room=1) == Orders(restore=1)
+    assert plan(Counts(fresh=1, restoring=1), MARKS, target=4, parallel=8, room=1) == Orders()
+    assert plan(Counts(), MARKS, target=2, parallel=8, room=0).restore == 2

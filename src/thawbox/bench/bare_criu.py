@@ -89,6 +89,7 @@ class BareCriu(CriuEngine):
         *,
         before_resume: Callable[[], None] | None = None,
         established: bool = True,
+        eager: bool = False,
     ) -> RestoreReport:
         with _work_directory(self.scratch) as work:
             begun = time.perf_counter()

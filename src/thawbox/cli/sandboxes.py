@@ -88,10 +88,14 @@ def _in_words(value: object) -> str:
 @click.argument("name", metavar="[SANDBOX]", required=False, shell_complete=complete_sandbox)
 @json_option
 def stats_command(name: str | None, as_json: bool) -> None:
-    """Show what a sandbox, or each that has processes, uses now. Memory counts the page cache it caused.
+    """Show what a sandbox, or each that has processes, uses now.
+
+    MEMORY is what its limit counts: what it was the first to touch, page cache included. A clone that shares its
+    memory was not: OWN is what no other process has, SHARED what it has with others, the template first.
 
     With --json, for one: {"id", "name", "state", "memory", "memory_peak", "memory_limit" (bytes), "cpu_usec",
-    "pids", "pids_limit", "oom_kills"}; without a name: {"sandboxes": [...]} of the same.
+    "pids", "pids_limit", "oom_kills", "private", "shared", "proportional" (bytes, of all its processes; the last a
+    fair share of both)}; without a name: {"sandboxes": [...]} of the same.
     """
     with opened() as node:
         from thawbox.lifecycle import ALIVE
@@ -103,12 +107,13 @@ def stats_command(name: str | None, as_json: bool) -> None:
         return
     rows = [
         (
-            one["name"], coloured_state(one["state"]), human_size(one["memory"]), human_size(one["memory_peak"]),
-            human_size(one["memory_limit"]), f"{one['cpu_usec'] / 1e6:.2f} s", str(one["pids"]), str(one["oom_kills"]),
+            one["name"], coloured_state(one["state"]),
+            *(human_size(one[key]) for key in ("memory", "memory_peak", "memory_limit", "private", "shared")),
+            f"{one['cpu_usec'] / 1e6:.2f} s", str(one["pids"]), str(one["oom_kills"]),
         )
         for one in used
     ]  # fmt: skip
-    print_table(("NAME", "STATE", "MEMORY", "PEAK", "LIMIT", "CPU TIME", "TASKS", "OOM KILLS"), rows)
+    print_table(("NAME", "STATE", "MEMORY", "PEAK", "LIMIT", "OWN", "SHARED", "CPU TIME", "TASKS", "OOM KILLS"), rows)
 
 
 def _for_each(names: Sequence[str], act: Callable[[Sandbox], None], *, as_json: bool, removed: bool = False) -> None:

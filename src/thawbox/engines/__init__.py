@@ -68,13 +68,15 @@ class Engine(Protocol):
         ...
 
     def restore(
-        self, place: Place, images: Path, *, before_resume: Callable[[], None] | None = None, established: bool = True
-    ) -> RestoreReport:
+        self, place: Place, images: Path, *, before_resume: Callable[[], None] | None = None, established: bool = True,
+        eager: bool = False,
+    ) -> RestoreReport:  # fmt: skip
         """Bring the tree in `images` to life inside `place`; `before_resume` is called just before it runs.
 
         To leave it out saves the engine's asking.
 
-        With `established` false, TCP connections are closed instead of restored.
+        With `established` false, TCP connections are closed instead of restored; with `eager` what `warm` made is
+        not used.
         Raises RestoreFailed; `place` may then hold remains of the tree, and its owner destroys it.
         """
         ...
@@ -84,6 +86,10 @@ class Engine(Protocol):
 
         They then share memory with one another where the engine can; False where it cannot. Nothing else changes.
         """
+        ...
+
+    def is_warm(self, images: Path) -> bool:
+        """Whether what `warm` made for this images directory is there now."""
         ...
 
     def cool(self, images: Path) -> None:

@@ -101,8 +101,9 @@ class CriuEngine:
         return DumpReport(frozen_ms, (time.perf_counter() - begun) * 1000, stats.pages_written)
 
     def restore(
-        self, place: Place, images: Path, *, before_resume: Callable[[], None] | None = None, established: bool = True
-    ) -> RestoreReport:
+        self, place: Place, images: Path, *, before_resume: Callable[[], None] | None = None, established: bool = True,
+        eager: bool = False,
+    ) -> RestoreReport:  # fmt: skip
         message = rpc_pb2.criu_req(type=rpc_pb2.RESTORE)
         _shared_options(message.opts, established=established)
         started = time.perf_counter()
@@ -111,7 +112,7 @@ class CriuEngine:
         with _work_directory(self.scratch, images) as work:
             try:
                 on = phases.of({} if before_resume is None else {"post-restore": before_resume})
-                answer = self._ask_to_restore(entrance, message, images, work, on=on)
+                answer = self._ask_to_restore(entrance, message, images, work, on=on, eager=eager)
             except CriuGone as error:
                 raise _failure(RestoreFailed, f"the restore failed: {error}", work) from error
             if not answer.success:
@@ -120,10 +121,10 @@ class CriuEngine:
         return RestoreReport((time.perf_counter() - started) * 1000)
 
     def _ask_to_restore(
-        self, entrance: Entrance, message: rpc_pb2.criu_req, images: Path, work: Path, *, on: Notified
+        self, entrance: Entrance, message: rpc_pb2.criu_req, images: Path, work: Path, *, on: Notified, eager: bool
     ) -> rpc_pb2.criu_resp:
         """By the snapshot's template server where there is one, else from the files."""
-        server = self.templates.find(images)
+        server = None if eager else self.templates.find(images)
         if server is not None:
             try:
                 return server.request(entrance, message, work=work, timeout=self.timeout, on=on)
@@ -133,6 +134,9 @@ class CriuEngine:
 
     def warm(self, chain: Sequence[Path]) -> bool:
         return self.templates.start(self.program, chain)
+
+    def is_warm(self, images: Path) -> bool:
+        return self.templates.find(images) is not None
 
     def cool(self, images: Path) -> None:
         self.templates.drop(images)

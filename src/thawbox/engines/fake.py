@@ -91,6 +91,7 @@ class FakeEngine:
         *,
         before_resume: Callable[[], None] | None = None,
         established: bool = True,  # noqa: ARG002 - its trees have no connections
+        eager: bool = False,  # noqa: ARG002 - it holds nothing ready
     ) -> RestoreReport:
         if place.keeper in self.trees:
             raise RestoreFailed(f"a tree is at {place.keeper} already", remediation="restore into an empty place")
@@ -105,6 +106,9 @@ class FakeEngine:
 
     def warm(self, chain: Sequence[Path]) -> bool:
         _effective(chain[-1])
+        return False
+
+    def is_warm(self, images: Path) -> bool:  # noqa: ARG002
         return False
 
     def cool(self, images: Path) -> None:

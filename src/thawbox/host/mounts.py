@@ -72,6 +72,21 @@ class ShellPlan:
 
 def shell_steps(plan: ShellPlan) -> list[Step]:
     """The steps that make the shell; raises Unsupported when an overlay has more layers than mount(2) can name."""
+    return _until_mounted(plan) + _to_the_end(plan)
+
+
+def prepared_steps(plan: ShellPlan) -> list[Step]:
+    """The steps of a shell that is kept ready: all that can be done before it is known whose it will be."""
+    return [*_until_mounted(plan), ("rest",)]
+
+
+def remaining_steps(plan: ShellPlan) -> list[Step]:
+    """The steps that make a shell kept ready the one of `plan`, which may have another hostname and other clocks."""
+    retime: list[Step] = [("retime", plan.clock_offsets)] if plan.clock_offsets else []
+    return [("hostname", plan.hostname), *retime, *_to_the_end(plan)]
+
+
+def _until_mounted(plan: ShellPlan) -> list[Step]:
     steps: list[Step] = [("cgroup", str(path)) for path in plan.keeper_procs]
     steps += [("tree", str(path)) for path in plan.tree_procs]
     if plan.clock_offsets:
@@ -93,7 +108,11 @@ def shell_steps(plan: ShellPlan) -> list[Step]:
         steps += [("seal", overlay.target) for overlay in plan.overlays]
     steps += [("readonly", path) for path in READ_ONLY]
     steps += [("mask", path) for path in MASKED]
-    steps.append(("capabilities", hex(plan.capabilities)))
+    return steps
+
+
+def _to_the_end(plan: ShellPlan) -> list[Step]:
+    steps: list[Step] = [("capabilities", hex(plan.capabilities))]
     if plan.filter_fd is not None:
         steps.append(("seccomp", str(plan.filter_fd)))
     if plan.start_init:

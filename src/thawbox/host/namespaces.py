@@ -65,7 +65,78 @@ def start_shell(
     `before_go(pid)` runs while the plan waits at its `wait` step; `filter_fd` is the descriptor that a `seccomp`
     step names. Raises StartFailed with the step that failed, and then no process is left.
     """
-    with ExitStack() as descriptors, ExitStack() as undo:
+    with ExitStack() as undo:
+        shell = _begin(launcher, steps, filter_fd=filter_fd, deadline=time.monotonic() + timeout)
+        undo.callback(shell.destroy)
+        if before_go is not None:
+            before_go(shell.pid)
+        shell.go_on(b"g")
+        shell.wait_done(timeout=timeout)
+        undo.pop_all()
+        return shell.pid
+
+
+class WaitingShell:
+    """A shell whose plan goes on when it is told how. `pid` is the host's number of its pid 1, which is our child.
+
+    It ends by itself when we do. One thread at a time uses it; `destroy` is for whoever does not want it any more.
+    """
+
+    def __init__(self, pid: int, status: FileIO, go: FileIO, said: bytes) -> None:
+        self.pid = pid
+        self._status = status
+        self._go = go
+        self._said = said
+
+    def wait_prepared(self, *, timeout: float = 30.0) -> None:
+        """Return once every step before `rest` is done; raises StartFailed, naming the step that failed."""
+        deadline = time.monotonic() + timeout
+        while _WAITING not in self._said:
+            _wait_readable(self._status.fileno(), deadline)
+            part = os.read(self._status.fileno(), 4096)
+            if not part:
+                raise StartFailed(_cause(self._said))
+            self._said += part
+        self._said = self._said.replace(_WAITING, b"", 1)
+
+    def go_on(self, word: bytes) -> None:
+        """Let it go on with this; `wait_done` tells how that went."""
+        with contextlib.suppress(BrokenPipeError), self._go:  # a plan that does not wait does not listen
+            self._go.write(word)
+
+    def wait_done(self, *, timeout: float = 30.0) -> None:
+        """Return once the plan is carried out; raises StartFailed, naming the step that failed."""
+        with self._status:
+            _check_start(self._said + _read_to_end(self._status.fileno(), time.monotonic() + timeout))
+
+    def destroy(self) -> None:
+        """End it, and with it every process and mount of its namespaces."""
+        destroy_shell(self.pid)
+        self._go.close()
+        self._status.close()
+
+
+_WAITING = b"waiting\n"
+
+
+def begin_shell(
+    launcher: Path, steps: Sequence[Step], *, filter_fd: int | None = None, timeout: float = 30.0
+) -> WaitingShell:
+    """Carry out a plan that ends with the step `rest`, and return once the shell waits for what is to follow.
+
+    Raises StartFailed with the step that failed, and then no process is left.
+    """
+    with ExitStack() as undo:
+        shell = _begin(launcher, steps, filter_fd=filter_fd, deadline=time.monotonic() + timeout)
+        undo.callback(shell.destroy)
+        shell.wait_prepared(timeout=timeout)
+        undo.pop_all()
+        return shell
+
+
+def _begin(launcher: Path, steps: Sequence[Step], *, filter_fd: int | None, deadline: float) -> WaitingShell:
+    """Start the launcher; return when its pid 1 exists."""
+    with ExitStack() as descriptors:
         # File objects, not numbers: closing one twice must not close what another thread has opened since.
         plan_read, plan_write = _pipe(descriptors)
         status_read, status_write = _pipe(descriptors)
@@ -77,19 +148,12 @@ def start_shell(
             end.close()
         with contextlib.suppress(BrokenPipeError), plan_write:
             plan_write.write(encode_plan(steps))
-        deadline = time.monotonic() + timeout
         pid, said = _read_pid(status_read.fileno(), deadline)
         started.wait()
         if pid is None:
             raise StartFailed(_cause(said))
-        undo.callback(destroy_shell, pid)
-        if before_go is not None:
-            before_go(pid)
-        with contextlib.suppress(BrokenPipeError):  # a plan without a `wait` step does not listen
-            go_write.write(b"g")
-        _check_start(said + _read_to_end(status_read.fileno(), deadline))
-        undo.pop_all()
-        return pid
+        descriptors.pop_all()
+        return WaitingShell(pid, status_read, go_write, said)
 
 
 def _pipe(descriptors: ExitStack) -> tuple[FileIO, FileIO]:

@@ -265,9 +265,12 @@ class Ledger:
             self._end(self._leases.pop(lease).clone)
         self.totals = replace(self.totals, expired=self.totals.expired + len(over))
 
-    def work(self, *, now: float) -> Work:
-        """Decide what is to be done now. What is returned counts as under way from this moment."""
-        restore = self._order(now)
+    def work(self, *, now: float, room: int | None = None) -> Work:
+        """Decide what is to be done now. What is returned counts as under way from this moment.
+
+        `room` is for how many more clones there is memory.
+        """
+        restore = self._order(now, room)
         self._restoring += restore
         due = tuple(clone for at, clone in self._to_end if at <= now)
         self._to_end = [(at, clone) for at, clone in self._to_end if at > now]
@@ -311,6 +314,10 @@ class Ledger:
         """Whether a clone of an older template is parked, or about to be handed over."""
         offered = (held.clone for held in self._leases.values() if held.until == _ENDLESS)
         return any(clone.digest != self.digest for clone in (*self._parked.values(), *offered))
+
+    def bytes_of_a_clone(self) -> int:
+        """The most that a parked clone adds to the memory in use; 0 before there is one."""
+        return max((clone.bytes for clone in self._parked.values()), default=0)
 
     def left_to_end(self) -> tuple[Parked, ...]:
         """The clones whose destruction has not begun; the caller begins it."""
@@ -368,14 +375,14 @@ class Ledger:
         self._ending[clone.id] = clone
         self._to_end.append((0.0, clone))
 
-    def _order(self, now: float) -> int:
+    def _order(self, now: float, room: int | None) -> int:
         """Let go what is to be destroyed; how many restores begin now."""
         if self._closed is not None:
             self._let_go(self.parked())
             return 0
         orders = plan(
             self.counts(), self.marks, target=self.target(now=now), parallel=self._parallel,
-            may_restore=self.digest is not None and now >= self._retry_at,
+            may_restore=self.digest is not None and now >= self._retry_at, room=room,
         )  # fmt: skip
         stale = [clone for clone in self.parked() if clone.digest != self.digest]
         fresh = [clone for clone in self.parked() if clone.digest == self.digest]

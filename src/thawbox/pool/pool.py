@@ -297,10 +297,13 @@ class Pool:
             while not self._closing and self._ledger.failure is None:
                 digest = self._digest()
                 with self._lock:
+                    each = self._ledger.bytes_of_a_clone()
+                room = self._parking.room(each) if each else None
+                with self._lock:
                     self._ledger.digest = digest
                     now, wall = self._clock(), self._now()
                     self._ledger.expire(wall=wall)
-                    work = self._ledger.work(now=now)
+                    work = self._ledger.work(now=now, room=room)
                     pause = self._ledger.pause(now=now, wall=wall)
                     parked = self._ledger.parked()
                     is_owner = bool(parked or self._ledger.leased())

@@ -4,6 +4,6 @@ from thawbox.sandbox.checkpointing import CheckpointReport
 from thawbox.sandbox.context import Context, Programs
 from thawbox.sandbox.handle import Sandbox, Snapshot
 from thawbox.sandbox.journal import Journal, Record
-from thawbox.sandbox.restoring import RestoreTimes
+from thawbox.sandbox.reviving import RestoreTimes
 
 __all__ = ["CheckpointReport", "Context", "Journal", "Programs", "Record", "RestoreTimes", "Sandbox", "Snapshot"]

@@ -18,7 +18,7 @@ from thawbox.host.nat_rules import table_name
 from thawbox.lifecycle import ALIVE
 from thawbox.model import Phase, SandboxId
 from thawbox.sandbox.context import Context
-from thawbox.sandbox.ending import take_down
+from thawbox.sandbox.ending import release_layers, take_down
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.observe import is_alive, settle
 
@@ -107,6 +107,7 @@ def _remove_remains(context: Context, sandbox: SandboxId) -> None:
             take_down(context, record, phase=Phase.LOST, why="never started")
             context.journal.remove(sandbox)
         remove_tree(context.directory(sandbox))
+        release_layers(context, sandbox)
         context.remove_locks(sandbox)
         return
     for generation in context.directory(sandbox).iterdir():

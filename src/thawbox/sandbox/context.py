@@ -18,7 +18,9 @@ from thawbox.host.cgroup_layout import Layout
 from thawbox.host.files import locked, private_directory
 from thawbox.model import SandboxId, SnapshotId
 from thawbox.sandbox.journal import Journal
+from thawbox.sandbox.reserve import Reserve
 from thawbox.sandbox.threads import Threads
+from thawbox.sandbox.warmth import Warmth
 from thawbox.store import Compat, Fetched, Store
 from thawbox.telemetry import NOBODY, Telemetry
 
@@ -59,6 +61,8 @@ class Context:
     now: Callable[[], float]
     threads: Threads = field(default_factory=Threads)
     open_replicas: Sequence[Callable[[], Backend]] = ()
+    warmth: Warmth = field(default_factory=Warmth)
+    reserve: Reserve = field(default_factory=Reserve)
     telemetry: Telemetry = NOBODY
 
     @property

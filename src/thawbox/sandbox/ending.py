@@ -10,7 +10,7 @@ from thawbox.errors import InvalidTransition, NotFound, Unavailable
 from thawbox.host.files import remove_tree
 from thawbox.host.proc import wait_gone
 from thawbox.lifecycle import ALIVE, Verb, next_phase
-from thawbox.model import Phase
+from thawbox.model import Phase, SandboxId
 from thawbox.sandbox.context import Context
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.links import direct_link, without_dumps
@@ -65,8 +65,13 @@ def remove(context: Context, record: Record, *, force: bool = False) -> None:
         raise InvalidTransition(f"{record.name} is {record.phase.value}", remediation="stop it first, or use --force")
     remove_remains(context, record)
     remove_tree(context.directory(record.id))
-    for holder in context.store.holders():
-        if holder.startswith(f"sandbox:{record.id}:"):
-            context.store.release(holder)
+    release_layers(context, record.id)
     context.journal.remove(record.id)
     context.remove_locks(record.id)
+
+
+def release_layers(context: Context, sandbox: SandboxId) -> None:
+    """Let go of the layers that any generation of a sandbox lay over."""
+    for holder in context.store.holders():
+        if holder.startswith(f"sandbox:{sandbox}:"):
+            context.store.release(holder)

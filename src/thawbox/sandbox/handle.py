@@ -17,11 +17,12 @@ from thawbox.host.identity import lookup_user
 from thawbox.host.init_client import Completed, ExecRefused, ExecSession
 from thawbox.host.init_log import LogCursor, LogRecord, follow_log, read_log
 from thawbox.host.init_wire import ExecRequest, SessionId, Terminal
+from thawbox.host.memory_use import MemoryUse, memory_use
 from thawbox.host.preflight import Finding
 from thawbox.host.reach import connect_within
 from thawbox.lifecycle import ALIVE, Verb, next_phase
 from thawbox.model import Phase, SandboxId, SnapshotId, Spec
-from thawbox.sandbox import background, checkpointing, ending, interpreter, restoring
+from thawbox.sandbox import background, checkpointing, cloning, ending, interpreter, restoring, warming
 from thawbox.sandbox.checkpointing import CheckpointReport, Mode, Wish
 from thawbox.sandbox.commands import Command
 from thawbox.sandbox.context import Context
@@ -33,14 +34,16 @@ from thawbox.sandbox.journal import Record
 from thawbox.sandbox.links import open_link
 from thawbox.sandbox.observe import observe
 from thawbox.sandbox.preflight import preflight
-from thawbox.sandbox.restoring import RestoreTimes
+from thawbox.sandbox.reserve import PER_SNAPSHOT
+from thawbox.sandbox.reviving import RestoreTimes
 from thawbox.sandbox.shells import open_log, root_layers
-from thawbox.sandbox.warming import warm_for
 from thawbox.store import Record as Stored
 from thawbox.telemetry import Step, carried
 
 PARALLEL_RESTORES = max(2, os.cpu_count() or 1)
 """Clones made at a time: a restore keeps one core busy, and waits little."""
+PARALLEL_CLONES = 2 * PARALLEL_RESTORES
+"""The same where they share a template's memory: such a clone waits for other processes half of its time."""
 
 
 class Sandbox:
@@ -256,6 +259,13 @@ class Sandbox:
         """Memory, CPU and tasks now; raises SandboxNotFound when it does not run."""
         return self._context.cgroup(self.id).stats()
 
+    def memory_use(self) -> MemoryUse:
+        """What its processes have of their own and what they share, with a template's other clones among others.
+
+        It takes the kernel a walk over their memory: a millisecond for a clone, more for gigabytes.
+        """
+        return memory_use(self._context.cgroup(self.id).pids())
+
     @contextlib.contextmanager
     def _change(self) -> Generator[Record]:
         with self._context.exclusive(self.id):
@@ -320,42 +330,51 @@ class Snapshot:
         return Snapshot(self._context, flatten(self._context, self.id, name=name))
 
     def restore(
-        self, *, secrets: Mapping[str, bytes] | None = None, environment: Mapping[str, str] | None = None
-    ) -> tuple[Sandbox, RestoreTimes]:
+        self, *, secrets: Mapping[str, bytes] | None = None, environment: Mapping[str, str] | None = None,
+        eager: bool = False,
+    ) -> tuple[Sandbox, RestoreTimes]:  # fmt: skip
         """Bring the very sandbox back that this snapshot was made of. Raises InvalidTransition while it runs.
 
         `secrets` and `environment` are told to its hooks and stored nowhere. Raises HookFailed when a hook fails.
+        With `eager` its memory is read from the files, though it may be held ready.
         """
         injection = Injection(secrets or {}, environment or {})
-        record, times = restoring.restore(self._context, self.id, injection=injection)
+        record, times = restoring.restore(self._context, self.id, injection=injection, eager=eager)
         return Sandbox(self._context, record), times
 
     def clone(
         self, *, name: str = "", secrets: Mapping[str, bytes] | None = None,
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None, eager: bool = False,
     ) -> Sandbox:  # fmt: skip
         """A new sandbox, with a new identity, that goes on from this snapshot.
 
         `secrets` and `environment` are told to its hooks and stored nowhere. Raises HookFailed when a hook fails.
+        Its memory is shared, copy on write, where it is held ready, as it is once clones are asked for again and
+        again; with `eager` it is read from the files.
         """
-        return self.clone_timed(name=name, secrets=secrets, environment=environment)[0]
+        return self.clone_timed(name=name, secrets=secrets, environment=environment, eager=eager)[0]
 
     def clone_timed(
         self, *, name: str = "", secrets: Mapping[str, bytes] | None = None,
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None, eager: bool = False,
     ) -> tuple[Sandbox, RestoreTimes]:  # fmt: skip
+        if not eager:
+            warming.note_clone(self._context, self.id)
         injection = Injection(secrets or {}, environment or {})
-        record, times = restoring.clone(self._context, self.id, name=name, injection=injection)
+        record, times = cloning.clone(self._context, self.id, name=name, injection=injection, eager=eager)
         return Sandbox(self._context, record), times
 
-    def warm(self) -> bool:
-        """Hold this snapshot's memory ready, so that clones and restores share it; False where that cannot be."""
-        with self._context.reading(self.id) as fetched:
-            return self._context.engine.warm(fetched.images)
+    def warm(self, *, shells: int = PER_SNAPSHOT) -> bool:
+        """Hold this snapshot's memory ready, so that clones and restores share it; False where that cannot be.
+
+        Besides, `shells` namespaces with all their mounts are kept ready for clones. Memory that gets short takes both
+        away, and so do `cool` and the end of this process. Raises IntegrityError, Incompatible.
+        """
+        return warming.hold(self._context, self.id, holder="caller", shells=shells)
 
     def cool(self) -> None:
         """Give up what `warm` holds; clones run on."""
-        self._context.engine.cool(self._context.store.layout.images(self.id))
+        warming.release(self._context, self.id, holder="caller")
 
     def clones(self, count: int, *, name: str = "", eager: bool = False) -> list[Sandbox]:
         """`count` clones at once; if one fails, or `progress` raises, all are removed and the error is raised.
@@ -368,15 +387,15 @@ class Snapshot:
         self, count: int, *, name: str = "", eager: bool = False, progress: Callable[[], None] | None = None,
         secrets: Mapping[str, bytes] | None = None, environment: Mapping[str, str] | None = None,
     ) -> list[tuple[Sandbox, RestoreTimes]]:  # fmt: skip
-        if eager:
-            self.cool()
-        else:
-            warm_for(self._context, self.id, count)
+        is_warm = not eager and warming.warm_for(self._context, self.id, count)
+        at_once = PARALLEL_CLONES if is_warm else PARALLEL_RESTORES
         names = [name] if count == 1 else [f"{name}-{number}" if name else "" for number in range(1, count + 1)]
         made: list[tuple[Sandbox, RestoreTimes]] = []
-        with ThreadPoolExecutor(PARALLEL_RESTORES, "thawbox-clone") as threads:
+        with ThreadPoolExecutor(at_once, "thawbox-clone") as threads:
             futures = [
-                threads.submit(carried(self.clone_timed), name=one, secrets=secrets, environment=environment)
+                threads.submit(
+                    carried(self.clone_timed), name=one, secrets=secrets, environment=environment, eager=eager
+                )
                 for one in names
             ]
             failure: BaseException | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from thawbox.model import SandboxId, checked_name
 
@@ -23,10 +23,17 @@ class Identity:
 def new_identity(name: str = "", *, like: str = "") -> Identity:
     """A new identity; without a `name`, one is made from `like` (a sandbox's name) or `sb`. Raises InvalidSpec."""
     digits = secrets.token_hex(6)
-    sandbox = SandboxId(f"sb-{digits}")
     chosen = checked_name(name, "sandbox name") if name else f"{_stem(like)}-{digits[:6]}"
-    hostname = chosen.replace("_", "-").replace(".", "-")[:MAX_HOSTNAME]
-    return Identity(sandbox, chosen, hostname, secrets.token_hex(16))
+    return Identity(SandboxId(f"sb-{digits}"), chosen, _hostname(chosen), secrets.token_hex(16))
+
+
+def renamed(identity: Identity, name: str) -> Identity:
+    """The same, under another name; raises InvalidSpec."""
+    return replace(identity, name=checked_name(name, "sandbox name"), hostname=_hostname(name))
+
+
+def _hostname(name: str) -> str:
+    return name.replace("_", "-").replace(".", "-")[:MAX_HOSTNAME]
 
 
 def _stem(name: str) -> str:

@@ -20,17 +20,21 @@ from typing import Protocol
 
 from thawbox.errors import NotFound, SandboxNotFound
 from thawbox.host.files import locked
+from thawbox.host.machine_memory import available_memory, total_memory
 from thawbox.lifecycle import ALIVE, Verb, next_phase
 from thawbox.model import Phase, SandboxId, SnapshotId
+from thawbox.pool_plan import WORTH_WARMING, room_for
+from thawbox.sandbox.cloning import clone
 from thawbox.sandbox.context import Context
-from thawbox.sandbox.handle import Sandbox, Snapshot
+from thawbox.sandbox.handle import Sandbox
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.observe import is_alive
 from thawbox.sandbox.readiness import wait_ready
-from thawbox.sandbox.restoring import clone
 from thawbox.sandbox.templates import find_template
-from thawbox.sandbox.warming import warm_for
+from thawbox.sandbox.warming import hold, release
 
+SHELLS = 2
+"""Kept ready for a pool's refills: as many as it makes at once."""
 _SIGKILL_PENDING = 1 << 8
 """Bit of signal 9 in the masks of /proc/PID/status (proc(5))."""
 
@@ -39,13 +43,15 @@ _SIGKILL_PENDING = 1 << 8
 class Parked:
     """A clone that a pool owns, as it was when it was parked.
 
-    `pids` are the host's numbers of all its processes. `death` becomes readable once the clone is gone (a pidfd);
-    None where nothing is left to watch. `Parking.forget` and `destroy` close it.
+    `pids` are the host's numbers of all its processes, `bytes` what its memory cgroup was charged. `death` becomes
+    readable once the clone is gone (a pidfd); None where nothing is left to watch. `Parking.forget` and `destroy` close
+    it.
     """
 
     record: Record
     pids: frozenset[int] = frozenset()
     death: FileIO | None = None
+    bytes: int = 0
 
     @property
     def id(self) -> SandboxId:
@@ -109,6 +115,10 @@ class Parking(Protocol):
 
     def destroy(self, parked: Parked) -> None:
         """Kill and remove the clone, whatever became of it; once more does nothing."""
+        ...
+
+    def room(self, each: int) -> int | None:
+        """For how many more clones of `each` bytes there is memory; None where that does not matter."""
         ...
 
     def forget(self, parked: Parked) -> None:
@@ -206,6 +216,9 @@ class CloneParking:
         with contextlib.suppress(SandboxNotFound):
             Sandbox(self.context, parked.record).remove(force=True)
 
+    def room(self, each: int) -> int | None:
+        return room_for(each, available=available_memory(), total=total_memory())
+
     def forget(self, parked: Parked) -> None:
         if parked.death is not None:
             parked.death.close()
@@ -220,12 +233,13 @@ class CloneParking:
             if self._warm == digest:
                 return
             self._cool()
-            warm_for(self.context, digest, self._clones)
+            if self._clones >= WORTH_WARMING:
+                hold(self.context, digest, holder=self.owner, shells=SHELLS)
             self._warm = digest
 
     def _cool(self) -> None:
         if self._warm is not None:
-            Snapshot(self.context, self._warm).cool()
+            release(self.context, self._warm, holder=self.owner)
             self._warm = None
 
     def _frozen(self, record: Record) -> Parked:
@@ -235,7 +249,9 @@ class CloneParking:
             frozen = sandbox.record
             if frozen.phase not in ALIVE:
                 raise NotFound(f"{record.name} died while it was parked: {frozen.ended_why}")
-            return Parked(frozen, self.context.cgroup(record.id).pids(), FileIO(os.pidfd_open(frozen.keeper_pid)))
+            cgroup = self.context.cgroup(record.id)
+            death = FileIO(os.pidfd_open(frozen.keeper_pid))
+            return Parked(frozen, cgroup.pids(), death, cgroup.stats().memory)
 
     @contextlib.contextmanager
     def _destroyed_on_failure(self, parked: Parked) -> Generator[None]:

@@ -6,12 +6,14 @@ Rule 2: the journal names a thing before it is made (see journal.py).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
 import uuid
+from collections.abc import Generator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -20,26 +22,25 @@ from thawbox.host import network
 from thawbox.host.cgroup_limits import Limits
 from thawbox.host.files import remove_tree
 from thawbox.host.inside import open_inside
-from thawbox.host.mounts import OverlayMount, ShellPlan, shell_steps
-from thawbox.host.namespaces import destroy_shell, reap, start_shell
+from thawbox.host.mounts import OverlayMount, ShellPlan, prepared_steps, remaining_steps, shell_steps
+from thawbox.host.namespaces import WaitingShell, begin_shell, destroy_shell, encode_plan, reap, start_shell
 from thawbox.host.proc import send_signal, start_time, wait_gone
 from thawbox.host.rootfs import Rootfs, RootfsKind, reopen, resolve
 from thawbox.host.tree_copies import copy_attributes
 from thawbox.model import Net, Spec
 from thawbox.sandbox.context import Context
 from thawbox.sandbox.journal import Record
-from thawbox.sandbox.uppers import PRIVATE, overlay_name, prepare_upper
+from thawbox.sandbox.uppers import PRIVATE, overlay_name, prepare_upper, write_names
 
 _END_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Shell:
-    """A raised shell: pid 1 of its namespaces (host pid and start time) and its writable layers by overlay name."""
+    """A raised shell: pid 1 of its namespaces, by host pid and start time."""
 
     keeper: int
     started: int
-    uppers: dict[str, Path]
 
 
 def generation_directory(context: Context, record: Record) -> Path:
@@ -100,39 +101,96 @@ def raise_shell(
 
     Raises StartFailed, InvalidSpec, Unsupported; everything made so far is then gone.
     """
-    with ExitStack() as undo:
-        directory = generation_directory(context, record)
-        undo.callback(remove_tree, directory)
-        directory.mkdir(mode=0o700, parents=True)
-        overlays = tuple(
-            _overlay(context, record, directory, overlay.mountpoint, overlay.lowers) for overlay in rootfs.overlays
-        )
-        prepare_upper(context, record, rootfs, overlays[0].upper, overlays[0].lowers, fresh=start_init)
-        root = directory / "mount"
-        root.mkdir(mode=0o755)
-        cgroup = context.cgroup(record.id)
-        undo.callback(cgroup.remove)
-        cgroup.create(Limits(memory=record.spec.memory, cpus=record.spec.cpus, pids=record.spec.pids))
-        with os.fdopen(os.memfd_create("seccomp"), "wb") as compiled:
-            compiled.write(context.seccomp_filter)
-            compiled.flush()
-            filter_fd = compiled.fileno()
-            plan = ShellPlan(
-                root=root, overlays=overlays, hostname=record.hostname, keeper_procs=cgroup.keeper_procs,
-                tree_procs=cgroup.tree_procs, capabilities=context.capabilities, mounts=record.spec.mounts,
-                read_only=record.spec.read_only, filter_fd=filter_fd,
-                wait_for_network=record.spec.net is Net.NAT, start_init=start_init, clock_offsets=clock_offsets,
-                boot_id=_write_boot_id(directory, record),
-            )  # fmt: skip
-            undo.callback(_remove_network, context, record)
-            keeper = start_shell(
-                context.programs.launcher, shell_steps(plan), filter_fd=filter_fd,
-                before_go=lambda pid: _add_network(context, record, pid),
-            )  # fmt: skip
+    with ExitStack() as undo, _filter(context) as filter_fd:
+        plan = _make_place(context, record, rootfs, undo, start_init=start_init, filter_fd=filter_fd)
+        plan = replace(plan, wait_for_network=record.spec.net is Net.NAT, clock_offsets=clock_offsets)
+        undo.callback(_remove_network, context, record)
+        keeper = start_shell(
+            context.programs.launcher, shell_steps(plan), filter_fd=filter_fd,
+            before_go=lambda pid: _add_network(context, record, pid),
+        )  # fmt: skip
         undo.callback(destroy_shell, keeper)
         started = start_time(keeper) or 0  # a short program has ended already: nothing runs that started then
         undo.pop_all()
-        return Shell(keeper, started, {overlay_name(mount.target): mount.upper for mount in overlays})
+        return Shell(keeper, started)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyShell:
+    """A shell kept ready for a restored tree. `record` says whose it is unless it is given another name.
+
+    It ends with the process that prepared it; its directories and cgroups are then removed by the next node.
+    """
+
+    record: Record
+    waiting: WaitingShell
+    started: int
+    plan: ShellPlan
+
+    def is_alive(self) -> bool:
+        return start_time(self.waiting.pid) == self.started
+
+
+def prepare_shell(context: Context, record: Record, rootfs: Rootfs) -> ReadyShell:
+    """Make a shell as `raise_shell` does, less what is not known yet: name, network and clocks.
+
+    Raises as `raise_shell`; everything made so far is then gone.
+    """
+    with ExitStack() as undo, _filter(context) as filter_fd:
+        plan = _make_place(context, record, rootfs, undo, start_init=False, filter_fd=filter_fd)
+        waiting = begin_shell(context.programs.launcher, prepared_steps(plan), filter_fd=filter_fd)
+        undo.callback(waiting.destroy)
+        ready = ReadyShell(record, waiting, start_time(waiting.pid) or 0, plan)
+        undo.pop_all()
+        return ready
+
+
+def use_shell(context: Context, ready: ReadyShell, record: Record, *, clock_offsets: str) -> Shell:
+    """Let a shell become the one of `record`, which has its id and machine id; a tree may be restored into it now.
+
+    Its last steps are under way: `ready.waiting.wait_done` tells how they went. The caller destroys it on failure.
+    """
+    if (record.hostname, record.address) != (ready.record.hostname, ready.record.address):
+        # nothing has looked into the overlay yet, so nothing remembers what stood there
+        overlay = ready.plan.overlays[0]
+        write_names(record, overlay.upper, overlay.lowers)
+    plan = replace(ready.plan, hostname=record.hostname, clock_offsets=clock_offsets)
+    ready.waiting.go_on(encode_plan(remaining_steps(plan)))
+    _add_network(context, record, ready.waiting.pid)
+    return Shell(ready.waiting.pid, ready.started)
+
+
+@contextlib.contextmanager
+def _filter(context: Context) -> Generator[int]:
+    """A descriptor of the seccomp filter, to be read by the launcher."""
+    with os.fdopen(os.memfd_create("seccomp"), "wb") as compiled:
+        compiled.write(context.seccomp_filter)
+        compiled.flush()
+        yield compiled.fileno()
+
+
+def _make_place(
+    context: Context, record: Record, rootfs: Rootfs, undo: ExitStack, *, start_init: bool, filter_fd: int
+) -> ShellPlan:
+    """Make a sandbox's directories and cgroups, which `undo` removes; the plan of its namespaces."""
+    directory = generation_directory(context, record)
+    undo.callback(remove_tree, directory)
+    directory.mkdir(mode=0o700, parents=True)
+    overlays = tuple(
+        _overlay(context, record, directory, overlay.mountpoint, overlay.lowers) for overlay in rootfs.overlays
+    )
+    prepare_upper(context, record, rootfs, overlays[0].upper, overlays[0].lowers, fresh=start_init)
+    root = directory / "mount"
+    root.mkdir(mode=0o755)
+    cgroup = context.cgroup(record.id)
+    undo.callback(cgroup.remove)
+    cgroup.create(Limits(memory=record.spec.memory, cpus=record.spec.cpus, pids=record.spec.pids))
+    return ShellPlan(
+        root=root, overlays=overlays, hostname=record.hostname, keeper_procs=cgroup.keeper_procs,
+        tree_procs=cgroup.tree_procs, capabilities=context.capabilities, mounts=record.spec.mounts,
+        read_only=record.spec.read_only, filter_fd=filter_fd, start_init=start_init,
+        boot_id=_write_boot_id(directory, record),
+    )  # fmt: skip
 
 
 def _write_boot_id(directory: Path, record: Record) -> Path:

@@ -18,7 +18,7 @@ from thawbox.sandbox.context import Context
 from thawbox.sandbox.identity import new_identity
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.readiness import wait_ready
-from thawbox.sandbox.restoring import add_record
+from thawbox.sandbox.reviving import add_record
 from thawbox.sandbox.shells import raise_shell, remove_remains
 from thawbox.sandbox.uppers import overlay_name
 

@@ -43,8 +43,7 @@ def prepare_upper(
     context: Context, record: Record, rootfs: Rootfs, upper: Path, lowers: tuple[Path, ...], *, fresh: bool
 ) -> None:
     """Fill the new, empty writable layer of `/`: identity always; with `fresh`, also devices and init's directory."""
-    nameservers = host_nameservers() if record.spec.net is Net.NAT else ()
-    write_identity(upper, lowers, Identity(record.hostname, record.machine_id, record.address, nameservers))
+    write_names(record, upper, lowers)
     if fresh:
         upper.chmod(0o755)
         _make_directories(upper)
@@ -52,6 +51,12 @@ def prepare_upper(
     else:
         _bring_log(lowers, upper / PRIVATE)
         _hide_socket(lowers, upper / PRIVATE)
+
+
+def write_names(record: Record, upper: Path, lowers: tuple[Path, ...]) -> None:
+    """Write what names the sandbox into the layer, in place of what names another."""
+    nameservers = host_nameservers() if record.spec.net is Net.NAT else ()
+    write_identity(upper, lowers, Identity(record.hostname, record.machine_id, record.address, nameservers))
 
 
 def _bring_log(lowers: tuple[Path, ...], private: Path) -> None:

@@ -14,7 +14,7 @@ from thawbox.errors import InvalidTransition, LockTimeout, SandboxNotFound, Thaw
 from thawbox.lifecycle import ALIVE
 from thawbox.model import Health, Phase, SandboxId, SnapshotId
 from thawbox.restart_plan import Attempt, Death, GiveUp, Leave, Policy, crash_loop, next_order, outdated
-from thawbox.sandbox import Context, Record, Sandbox, Snapshot
+from thawbox.sandbox import Context, Record, Sandbox
 from thawbox.sandbox.health import ask_health
 from thawbox.sandbox.observe import is_alive
 from thawbox.sandbox.recovering import (
@@ -28,6 +28,7 @@ from thawbox.sandbox.recovering import (
     remember_attempt,
     usable_snapshots,
 )
+from thawbox.sandbox.warming import hold, release
 
 _BUSY_SECONDS = 1.0
 """Until a recovery is tried again that found the sandbox locked by a long command."""
@@ -252,13 +253,17 @@ def renew_spare(context: Context, sandbox: SandboxId, last: Spare) -> Spare:
         newest = present_snapshot(context, context.journal.find(sandbox))
         if newest == last.snapshot:
             return last
-        drop_spare(context, last)
-        return Spare(newest, newest is not None and Snapshot(context, newest).warm())
+        drop_spare(context, sandbox, last)
+        return Spare(newest, newest is not None and hold(context, newest, holder=_spare_of(sandbox), shells=0))
     except (ThawboxError, OSError, sqlite3.Error):
         return Spare(newest)
 
 
-def drop_spare(context: Context, last: Spare) -> None:
-    """Give back the memory of a spare."""
+def drop_spare(context: Context, sandbox: SandboxId, last: Spare) -> None:
+    """Give back the memory of a sandbox's spare."""
     if last.snapshot is not None and last.is_held:
-        Snapshot(context, last.snapshot).cool()
+        release(context, last.snapshot, holder=_spare_of(sandbox))
+
+
+def _spare_of(sandbox: SandboxId) -> str:
+    return f"spare:{sandbox}"

@@ -300,7 +300,7 @@ class Supervisor:
         watch = self._watches.pop(sandbox, None)
         if watch is not None:
             self._detach(watch)
-            jobs.drop_spare(self._context, watch.spare)
+            jobs.drop_spare(self._context, watch.id, watch.spare)
 
     def _attach(self, watch: Watch, record: Record) -> None:
         """Watch this life of the sandbox; one that is over already is a death."""
@@ -338,7 +338,7 @@ class Supervisor:
     def _close_lives(self) -> None:
         for watch in self._watches.values():
             self._detach(watch)
-            jobs.drop_spare(self._context, watch.spare)
+            jobs.drop_spare(self._context, watch.id, watch.spare)
 
     # --- deaths -----------------------------------------------------------------------------------------------
 
@@ -474,7 +474,7 @@ class Supervisor:
     def _end_spare(self, watch: Watch, spare: jobs.Spare) -> None:
         watch.is_busy = False
         if self._watches.get(watch.id) is not watch:
-            jobs.drop_spare(self._context, spare)
+            jobs.drop_spare(self._context, watch.id, spare)
         elif spare != watch.spare:
             watch.spare = spare
             self._say(watch, "spare.ready" if spare.is_held else "spare.refused", snapshot=spare.snapshot)

@@ -57,8 +57,8 @@ class Thawbox:
         return {
             RESTORE: "the call of `restore` with nothing held ready (checks, journal, overlays, cgroups, namespaces, "
                      "network, criu), until the program answered",
-            CLONE: "the call of `clone` with a template of the snapshot warm: new identity, namespaces, cgroups, "
-                   "overlays, until the clone answered",
+            CLONE: "the call of `clone` with memory and a shell (namespaces, cgroups, overlays) of the snapshot held "
+                   "ready, until the clone answered",
             ACQUIRE: "the call of `acquire` with a clone parked, until it answered",
             CHECKPOINT: "the call of `checkpoint(full)`, until the snapshot is durable, hashed and listed",
             COLD: "the call of `run`, until the program answered",
@@ -86,6 +86,7 @@ class Thawbox:
         if not self.snapshot.warm():
             raise Unsupported("this criu has no template servers", remediation="run `make setup` to build ours")
         try:
+            self._node.context.reserve.wait_full(self.snapshot.id, timeout=10)
             begun = time.perf_counter()
             with self.snapshot.clone() as clone:
                 nonce = self.ask(clone)

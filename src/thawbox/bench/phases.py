@@ -1,0 +1,155 @@
+"""Where the milliseconds of a clone and a restore go, by the steps that the node tells of (telemetry).
+
+Being told costs something: CRIU asks before it goes on at each of its phases. The figures without are in `clones`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self, cast
+
+from thawbox.bench import agent
+from thawbox.bench.rounds import Scenario, Timed
+from thawbox.bench.samples import Summary
+from thawbox.config import Settings
+from thawbox.model import Spec
+from thawbox.node import Node
+from thawbox.sandbox import Sandbox
+from thawbox.telemetry import Step, Telemetry
+
+MIB = 64
+_PARTS = {
+    "shell": "the shell: taken from the reserve, or made (directories, cgroups, namespaces, mounts)",
+    "criu.until-pre-restore": "CRIU: entered, options and images read",
+    "criu.until-setup-namespaces": "CRIU: the root task is forked",
+    "criu.until-post-setup-namespaces": "CRIU: its clocks and SysV objects",
+    "criu.until-post-restore": "CRIU: tasks forked, memory, files, threads",
+    "criu.until-pre-resume": "CRIU: credentials and seccomp filters",
+    "criu.until-end": "CRIU: let go of, and its answer",
+    "hooks": "programs told",
+    "ready": "readiness",
+}
+REST = "the rest: snapshot found, journal, locks, init's first answer"
+ANSWER = "the agent's first answer"
+ROADS = ("clone, memory and shell held ready", "clone, nothing held ready", "restore, nothing held ready")
+
+
+def row_of(road: str, part: str) -> str:
+    return f"{road} · {part}"
+
+
+class Phases:
+    """An agent's snapshot on a node that tells of its steps. A context manager."""
+
+    def __init__(self, settings: Settings, *, mib: int = MIB) -> None:
+        self._mib = mib
+        self._ended: list[Step] = []
+        self._node = Node(settings, telemetry=Telemetry(self._observe))
+        self._undo = ExitStack()
+
+    def _observe(self, step: Step) -> Callable[[], None]:
+        return lambda: self._ended.append(step)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as undo:
+            undo.enter_context(self._node)
+            original = self._node.run(Spec(agent.command(self._mib)))
+            undo.callback(original.remove, force=True)
+            self._answer = agent.ask(original.record.keeper_pid, whole=True)
+            self._original = original
+            self._snapshot = original.checkpoint(stop=True)
+            undo.callback(lambda: self._node.context.store.remove(self._snapshot.id))
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def scenarios(self) -> list[Scenario]:
+        parts = {**{name: name for name in _PARTS.values()}, REST: REST, ANSWER: ANSWER}
+        return [
+            Scenario(road, {row_of(road, part): clock for part, clock in parts.items()}, measure)
+            for road, measure in zip(ROADS, (self._ready, self._eager, self._restored), strict=True)
+        ]
+
+    def _ready(self) -> Sequence[Timed]:
+        if not self._snapshot.warm(shells=1):
+            raise AssertionError("this criu has no template servers")
+        try:
+            self._node.context.reserve.wait_full(self._snapshot.id, timeout=10)
+            return self._measured(ROADS[0], self._snapshot.clone, "clone", removes=True)
+        finally:
+            self._snapshot.cool()
+
+    def _eager(self) -> Sequence[Timed]:
+        return self._measured(ROADS[1], lambda: self._snapshot.clone(eager=True), "clone", removes=True)
+
+    def _restored(self) -> Sequence[Timed]:
+        return self._measured(ROADS[2], lambda: self._snapshot.restore(eager=True)[0], "restore", removes=False)
+
+    def _measured(self, road: str, bring: Callable[[], Sandbox], whole: str, *, removes: bool) -> Sequence[Timed]:
+        self._ended.clear()
+        sandbox = bring()
+        begun = time.perf_counter()
+        agent.ask(sandbox.record.keeper_pid)
+        answer_ms = (time.perf_counter() - begun) * 1000
+        (step,) = [one for one in self._ended if one.name == whole]
+        inside = {name: 0.0 for name in _PARTS}
+        for one in self._ended:
+            if one.name in inside and _is_within(one, step):
+                inside[one.name] += one.seconds * 1000
+        rest = step.seconds * 1000 - sum(inside.values())
+        proof = agent.prove(sandbox.record.keeper_pid, self._answer)
+        if removes:
+            sandbox.remove(force=True)
+        else:
+            sandbox.stop(timeout=0)
+        return [
+            *(Timed(row_of(road, _PARTS[name]), ms, proof) for name, ms in inside.items()),
+            Timed(row_of(road, REST), rest, proof), Timed(row_of(road, ANSWER), answer_ms, proof),
+        ]  # fmt: skip
+
+
+def _is_within(step: Step, whole: Step) -> bool:
+    at = step.parent
+    while at is not None and at is not whole:
+        at = at.parent
+    return at is whole
+
+
+def table(found: Mapping[str, Summary]) -> str:
+    """The medians as a Markdown table, a column for each road. Sums of medians are not exact."""
+    lines = [f"| ms (p50) | {' | '.join(ROADS)} |", "|---|" + "--:|" * len(ROADS)]
+    for part in (*_PARTS.values(), REST, ANSWER):
+        lines.append(f"| {part} | {' | '.join(f'{found[row_of(road, part)].p50:.2f}' for road in ROADS)} |")
+    return "\n".join(lines)
+
+
+def plot(found: Mapping[str, Summary], out: Path) -> bool:
+    """Draw the medians as stacked bars into `out` (.svg and .png); False where matplotlib is not installed."""
+    try:
+        import matplotlib as mpl
+    except ModuleNotFoundError:
+        return False
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    mpl.rcParams["svg.hashsalt"] = "thawbox"  # the same picture gives the same file
+    figure, drawn = pyplot.subplots(figsize=(10, 4.2), layout="constrained")
+    axes: Any = drawn  # matplotlib's types are partly unknown
+    left = [0.0] * len(ROADS)
+    for number, part in enumerate((*_PARTS.values(), REST, ANSWER)):
+        values = [max(0.0, found[row_of(road, part)].p50) for road in ROADS]
+        axes.barh(ROADS, values, left=left, color=mpl.colormaps["tab20"](number), label=part)
+        left = [begin + value for begin, value in zip(left, values, strict=True)]
+    axes.set_xlabel(f"milliseconds, {MIB} MiB Python agent: medians of each part")
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    cast(Any, figure).legend(loc="outside lower center", ncols=2, fontsize="x-small", frameon=False)
+    figure.savefig(str(out.with_suffix(".svg")), metadata={"Date": None})  # pyright: ignore[reportUnknownMemberType]
+    figure.savefig(str(out.with_suffix(".png")), dpi=110)  # pyright: ignore[reportUnknownMemberType]
+    pyplot.close(figure)
+    return True

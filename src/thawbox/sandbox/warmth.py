@@ -1,0 +1,121 @@
+"""Which snapshots a process holds ready, for whom, and how often clones of each are asked for. Only state, no work.
+
+`warming` does what follows from it; `pool_plan` decides.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from thawbox.model import SnapshotId
+from thawbox.pool_plan import HeldTemplate
+
+_REQUESTS_KEPT = 64
+TRY_AGAIN = 60.0
+"""Seconds until loading is tried again that was refused: by an engine that cannot, or for want of memory."""
+LOOK_AGAIN = 5.0
+"""Seconds between two looks whether a template idles, its server died, or memory is short."""
+
+
+@dataclass(slots=True)
+class Warm:
+    """A snapshot whose memory is held. `holders` asked for that; without one it is held for demand alone."""
+
+    bytes: int
+    used_at: float
+    holders: set[str] = field(default_factory=set[str])
+
+
+class Warmth:
+    """The books of one node's process. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Condition()
+        self._requests: dict[SnapshotId, deque[float]] = {}
+        self._warm: dict[SnapshotId, Warm] = {}
+        self._refused: dict[SnapshotId, float] = {}
+        self._thread: threading.Thread | None = None
+        self._closing = False
+
+    def asked(self, snapshot: SnapshotId, *, now: float) -> tuple[float, ...]:
+        """Note that a clone is asked for; the times of those asked for lately, this one included."""
+        with self._lock:
+            times = self._requests.setdefault(snapshot, deque(maxlen=_REQUESTS_KEPT))
+            times.append(now)
+            if snapshot in self._warm:
+                self._warm[snapshot].used_at = now
+            return tuple(times)
+
+    def loaded(self, snapshot: SnapshotId, *, resident: int, now: float, holder: str = "") -> None:
+        """It is held now, for `holder` too."""
+        with self._lock:
+            warm = self._warm.setdefault(snapshot, Warm(resident, now))
+            warm.used_at = now
+            warm.holders |= {holder} if holder else set[str]()
+
+    def refused(self, snapshot: SnapshotId, *, now: float) -> None:
+        """It cannot be held, or is not worth it."""
+        with self._lock:
+            self._refused[snapshot] = now
+
+    def may_try(self, snapshot: SnapshotId, *, now: float) -> bool:
+        """Whether it is neither held nor was refused lately."""
+        with self._lock:
+            return snapshot not in self._warm and now - self._refused.get(snapshot, -TRY_AGAIN) >= TRY_AGAIN
+
+    def let_go(self, snapshot: SnapshotId, holder: str) -> bool:
+        """One holder less; True if that was the last, and the caller is to give the memory up."""
+        with self._lock:
+            warm = self._warm.get(snapshot)
+            if warm is None:
+                return False
+            warm.holders.discard(holder)
+            if warm.holders:
+                return False
+            del self._warm[snapshot]
+            return True
+
+    def drop(self, snapshot: SnapshotId) -> None:
+        """It is held no more, whoever wanted it."""
+        with self._lock:
+            self._warm.pop(snapshot, None)
+
+    def held(self) -> tuple[HeldTemplate, ...]:
+        """What is held, for the plan."""
+        with self._lock:
+            return tuple(
+                HeldTemplate(snapshot, warm.bytes, warm.used_at, is_kept=bool(warm.holders))
+                for snapshot, warm in self._warm.items()
+            )
+
+    def start(self, look: Callable[[], None]) -> None:
+        """Call `look` every few seconds from now on, in a thread of its own, as long as anything is held."""
+        with self._lock:
+            if self._thread is None and not self._closing:
+                self._thread = threading.Thread(target=self._tend, args=(look,), name="thawbox-warmth", daemon=True)
+                self._thread.start()
+
+    def rest(self) -> None:
+        """Look no more if nothing is held: the thread has ended then."""
+        with self._lock:
+            self._lock.notify_all()
+            thread = self._thread if not self._warm or self._closing else None
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def close(self) -> None:
+        """Look no more, whatever is held."""
+        self._closing = True
+        self.rest()
+
+    def _tend(self, look: Callable[[], None]) -> None:
+        while True:
+            with self._lock:
+                self._lock.wait_for(lambda: self._closing or not self._warm, LOOK_AGAIN)
+                if self._closing or not self._warm:
+                    self._thread = None
+                    return
+            look()
