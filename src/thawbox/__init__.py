@@ -13,21 +13,26 @@ from thawbox.errors import ThawboxError
 from thawbox.model import Mount, Net, Phase, Publish, SandboxId, SnapshotId, Spec
 
 if TYPE_CHECKING:
+    from thawbox.client import AsyncClient, Client
     from thawbox.node import Node
     from thawbox.sandbox import Sandbox, Snapshot
 
 __all__ = [
-    "Mount", "Net", "Node", "Phase", "Publish", "Sandbox", "SandboxId", "Snapshot", "SnapshotId", "Spec",
-    "ThawboxError",
+    "AsyncClient", "Client", "Mount", "Net", "Node", "Phase", "Publish", "Sandbox", "SandboxId", "Snapshot",
+    "SnapshotId", "Spec", "ThawboxError",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
-    """Node, Sandbox and Snapshot bring every engine and library along, so they are imported on first use."""
+    """What brings engines and libraries along is imported on first use."""
     if name == "Node":
         from thawbox.node import Node
 
         return Node
+    if name in {"AsyncClient", "Client"}:
+        from thawbox import client
+
+        return getattr(client, name)
     if name in {"Sandbox", "Snapshot"}:
         from thawbox import sandbox
 

@@ -17,7 +17,20 @@ from thawbox.api.answers import Patience
 from thawbox.api.gates import BodyLimit, Capacity
 from thawbox.api.idempotency import Idempotency
 from thawbox.api.problems import tell_error, tell_invalid, tell_unrouted
-from thawbox.api.routes import claims, events, node, operations, pools, sandboxes, snapshots, templates, tokens
+from thawbox.api.routes import (
+    claims,
+    code,
+    events,
+    exec,
+    files,
+    node,
+    operations,
+    pools,
+    sandboxes,
+    snapshots,
+    templates,
+    tokens,
+)
 from thawbox.api.service import Service
 from thawbox.errors import ThawboxError
 
@@ -52,5 +65,8 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(operations.router(service))
     app.include_router(events.router(service))
     app.include_router(tokens.router(service))
-    # Of other packages, each with `router(service)`: exec, files, code; metrics; dashboard last, since it takes `/`.
+    app.include_router(exec.router(service))
+    app.include_router(files.router(service))
+    app.include_router(code.router(service))
+    # Of other packages, each with `router(service)`: metrics; dashboard last, since it takes `/`.
     return app

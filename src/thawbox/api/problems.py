@@ -26,6 +26,7 @@ from thawbox.errors import (
     InvalidRequest,
     InvalidTransition,
     LimitReached,
+    NoSpace,
     NotFound,
     StartFailed,
     ThawboxError,
@@ -47,6 +48,7 @@ HTTP_STATUSES: dict[type[ThawboxError], int] = {
     Incompatible: 409,
     Unavailable: 503,
     LimitReached: 429,
+    NoSpace: 507,
     EngineError: 500,
     StartFailed: 422,  # nearly always the program: it is not there, or was never ready
     HookFailed: 422,  # the program's own hook

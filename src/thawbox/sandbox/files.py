@@ -79,13 +79,20 @@ class Upload:
     def add(self, piece: bytes) -> None:
         self.size += len(piece)
         if self.size > self._limit:
-            raise InvalidRequest(
-                f"the upload has more than {self._limit} bytes", remediation="raise THAWBOX_UPLOAD_LIMIT, or send less"
-            )
+            raise self._too_long()
         try:
             self._spool.write(piece)
         except OSError as error:
             raise _told(error, "the upload") from error
+
+    def _too_long(self) -> InvalidRequest:
+        remedy = "raise THAWBOX_UPLOAD_LIMIT, or send less"
+        return InvalidRequest(f"the upload has more than {self._limit} bytes", remediation=remedy)
+
+    def expect(self, size: int) -> None:
+        """Raise as `add` would for so many bytes, before they come."""
+        if size > self._limit:
+            raise self._too_long()
 
     def rewound(self) -> BinaryIO:
         self._spool.seek(0)
@@ -165,7 +172,7 @@ class Files:
         with self._change(path) as (root, place, _):
             inside_files.remove(root, place, recursive=recursive)
 
-    def archive(self, path: str) -> Iterator[bytes]:
+    def archive(self, path: str) -> Generator[bytes]:
         """A tar stream of a file, or of what a directory holds."""
         with self._root(path) as (root, place):
             mine = os.dup(root)
