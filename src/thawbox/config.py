@@ -21,6 +21,10 @@ class Settings:
     )
     lock_timeout: float = field(default=30.0, metadata={"doc": "seconds to wait for another command on one sandbox"})
     stop_timeout: float = field(default=10.0, metadata={"doc": "seconds between SIGTERM and SIGKILL when stopping"})
+    short_freezes: bool = field(
+        default=True,
+        metadata={"doc": "false: memory is read while the sandbox is frozen, not from copies of its tasks"},
+    )
     max_chain_length: int = field(default=8, metadata={"doc": "links after which the next snapshot is a full one"})
     disk_budget: int = field(default=0, metadata={"doc": "bytes of snapshots before gc evicts leaves; 0: no budget"})
     log_level: str = field(default="info", metadata={"doc": "of `serve`: debug, info, warning or error"})

@@ -187,6 +187,12 @@ class DumpFailed(EngineError):
     code = "engine.dump"
 
 
+class CopyLost(DumpFailed):
+    """What a short freeze left to be read was gone before it was read; a plain dump needs no such thing."""
+
+    code = "engine.copy"
+
+
 class RestoreFailed(EngineError):
     code = "engine.restore"
 

@@ -154,6 +154,8 @@ def checkpoint_report(report: CheckpointReport) -> dict[str, object]:
         "total_ms": round(report.total_ms, 3),
         "bytes": report.bytes,
         "skipped": report.skipped,
+        "freeze": report.freeze.value,
+        "why_plain": report.why_plain,
     }
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from thawbox.bench import agent
-from thawbox.engines import DumpReport, Place, RestoreReport
+from thawbox.engines import ALONE, DumpReport, Parents, Place, RestoreReport, nothing
 from thawbox.engines.criu import GHOST_LIMIT, CriuEngine, CriuProgram
 from thawbox.engines.criu_images import read_dump_stats
 from thawbox.errors import DumpFailed, RestoreFailed
@@ -66,8 +66,11 @@ class BareCriu(CriuEngine):
         images: Path,
         *,
         while_stopped: Callable[[], None],
+        when_running: Callable[[], None] = nothing,
         established: bool = True,
         tracked: str = "",
+        why_plain: str = "",
+        parents: Parents = ALONE,
     ) -> DumpReport:
         """As `Engine.dump`, of a tree that runs; nothing is done `while_stopped`, which bare criu has not."""
         with _work_directory(self.scratch) as work:

@@ -69,7 +69,8 @@ def checkpoint_command(
 
     With --async the answer comes when the sandbox runs again, and the snapshot is listed once it is whole.
 
-    With --json: {"id", "parent", "kind" (full or delta), "frozen_ms", "total_ms", "bytes", "skipped"}; with --async
+    With --json: {"id", "parent", "kind" (full or delta), "frozen_ms", "total_ms", "bytes", "skipped", "freeze"
+    (cow: memory was read from copies while it ran on; plain: while it was frozen), "why_plain"}; with --async
     {"token", "frozen_ms"}.
     """
     from thawbox.cli.spec_text import read_labels, read_span
@@ -97,7 +98,8 @@ def checkpoint_command(
     if report.skipped:
         click.echo("nothing changed since this snapshot, so none was made", err=True)
         return
-    click.echo(f"{report.kind.value}, {size}, frozen for {frozen} of {human_ms(report.total_ms)}", err=True)
+    why = f" (plain: {report.why_plain})" if report.why_plain else ""
+    click.echo(f"{report.kind.value}, {size}, frozen for {frozen} of {human_ms(report.total_ms)}{why}", err=True)
 
 
 def _begin(sandbox: Sandbox, wish: Wish, *, as_json: bool) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +30,42 @@ class Place:
     freezer: Path | None = None
 
 
+class Freeze(enum.Enum):
+    """How long a dump held its tree: COW while each task was copied, copy on write, and the copies are read while the
+    tree runs; PLAIN while all of its memory was read."""
+
+    COW = "cow"
+    PLAIN = "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class Parents:
+    """What a dump may leave out: images directories, base first, of which the newest is found at `link`, a path
+    relative to the new images. Without any, everything is written."""
+
+    images: tuple[Path, ...] = ()
+    link: str = ""
+
+
+ALONE = Parents()
+
+
 @dataclass(frozen=True, slots=True)
 class DumpReport:
-    """What a dump cost: `frozen_ms` is the time the tree could not run, `pages_written` counts 4 KiB pages."""
+    """What a dump cost: `frozen_ms` is the time the tree could not run, `pages_written` counts those of
+    4 KiB that were dumped.
+
+    `why_plain` is the reason for a plain dump, where a short freeze could have been. With `shrunk` the images are
+    what `shrink` would have made of them, and `clean` what it would have answered.
+    """
 
     frozen_ms: float
     total_ms: float
     pages_written: int
+    freeze: Freeze = Freeze.PLAIN
+    why_plain: str = ""
+    shrunk: bool = False
+    clean: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +73,10 @@ class RestoreReport:
     """What a restore cost, from the call until the tree ran."""
 
     total_ms: float
+
+
+def nothing() -> None:
+    """What is done when there is nothing to do."""
 
 
 class Engine(Protocol):
@@ -54,16 +88,21 @@ class Engine(Protocol):
         ...
 
     def dump(
-        self, place: Place, images: Path, *, while_stopped: Callable[[], None], established: bool = True,
-        tracked: str = "",
+        self, place: Place, images: Path, *, while_stopped: Callable[[], None],
+        when_running: Callable[[], None] = nothing, established: bool = True, tracked: str = "", why_plain: str = "",
+        parents: Parents = ALONE,
     ) -> DumpReport:  # fmt: skip
         """Write the tree's images into the empty directory `images` and let the tree run on.
 
-        `while_stopped` is called once, when memory is dumped and no task of the tree can run yet. With
-        `place.freezer` the tree was frozen before and is frozen afterwards. `tracked` is the path, relative to
-        `images`, of the images of this same tree's last dump: where the kernel tracks writes, only what was written
-        since needs to be dumped.
-        Raises DumpFailed; the tree then runs on as it did, whatever `while_stopped` raises included.
+        `while_stopped` is called once, when what is dumped is settled and no task of the tree can run yet;
+        `when_running` once, as soon as the tree runs again. With `place.freezer` the tree was frozen before and is
+        frozen afterwards. `tracked` is the path, relative to `images`, of the images of this same tree's last dump:
+        where the kernel tracks writes, only what was written since needs to be dumped.
+
+        The freeze is as short as the engine can make it, unless `why_plain` tells why it must not: then all memory is
+        read while the tree is stopped. What is read later may be compared with `parents` at once (see `shrink`).
+        Raises DumpFailed, CopyLost where a plain dump may succeed; what `while_stopped` or `when_running` raise;
+        CorruptSnapshot or BrokenChain where a parent cannot be read. The tree then runs on as it did.
         """
         ...
 
@@ -126,4 +165,6 @@ class Engine(Protocol):
         ...
 
 
-__all__ = ["INIT_PID", "DumpReport", "Engine", "Place", "RestoreReport"]
+__all__ = [
+    "ALONE", "INIT_PID", "DumpReport", "Engine", "Freeze", "Parents", "Place", "RestoreReport", "nothing",
+]  # fmt: skip

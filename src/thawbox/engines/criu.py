@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import re
 import shutil
 import time
@@ -15,7 +16,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from thawbox.engines import DumpReport, Place, RestoreReport
+from thawbox.engines import ALONE, DumpReport, Freeze, Parents, Place, RestoreReport, nothing
 from thawbox.engines.criu_connections import close_outside
 from thawbox.engines.criu_images import PARENT_LINK, read_dump_stats, read_tasks
 from thawbox.engines.criu_phases import Phases
@@ -35,6 +36,12 @@ MINIMUM = (4, 2)
 """4.1 cannot dump INET sockets on current kernels, 3.17 nothing at all (shared/RUNTIME.md)."""
 
 LOG_TAIL = 30
+
+COPY_MEMORY = b"\xc8\xb2\x04\x01"
+"""Field 9001 of `criu_opts`, true: our patch 0008. A CRIU without it does not know the field and passes over it."""
+
+_PLAIN_DUMP = "cow: A plain dump:"
+"""What CRIU says in its log when it could not copy the tasks (criu/cow-dump.c in the patch)."""
 
 _OWN_PIDS = 256
 """More than criu ever takes for itself during a restore."""
@@ -66,8 +73,9 @@ class CriuEngine:
         return found[0][9:]
 
     def dump(
-        self, place: Place, images: Path, *, while_stopped: Callable[[], None], established: bool = True,
-        tracked: str = "",
+        self, place: Place, images: Path, *, while_stopped: Callable[[], None],
+        when_running: Callable[[], None] = nothing, established: bool = True, tracked: str = "", why_plain: str = "",
+        parents: Parents = ALONE,
     ) -> DumpReport:  # fmt: skip
         message = rpc_pb2.criu_req(type=rpc_pb2.DUMP)
         options = message.opts
@@ -78,17 +86,23 @@ class CriuEngine:
         options.ghost_limit = GHOST_LIMIT
         options.tcp_skip_in_flight = True  # nobody inside has seen a connection that was not accepted
         _shared_options(options, established=established)
+        why_plain = why_plain or _why_plain(place)
         if kernel_tracks_writes():
             options.track_mem = True
             if tracked:
                 options.parent_img = tracked
+        if not why_plain:
+            options.MergeFromString(COPY_MEMORY)
         begun = time.perf_counter()
         phases = Phases(self.telemetry)
         with _work_directory(self.scratch, images) as work:
+            reader = _Reader(work, place, images, parents, when_running)
+            if not why_plain:
+                reader.prepare()
             try:
                 answer = request(
                     self.program, Entrance(place.keeper), message, images=images, work=work, timeout=self.timeout,
-                    on=phases.of({"post-dump": while_stopped}), freezer=place.freezer,
+                    on=phases.of({"post-dump": while_stopped, "post-resume": reader.read}), freezer=place.freezer,
                 )  # fmt: skip
             except CriuGone as error:
                 raise _failure(DumpFailed, f"the dump failed: {error}; the sandbox runs on", work) from error
@@ -96,9 +110,16 @@ class CriuEngine:
                 raise _failure(DumpFailed, "the dump failed; the sandbox runs on", work)
             phases.end()
             stats = read_dump_stats(work)
+            why_plain = why_plain or ("" if reader.found else _why_not_copied(work))
+        if why_plain:
+            when_running()
         # CRIU counts from its first stop of a task to its last thaw, and has more to do before and after.
         frozen_ms = (stats.freezing_us + stats.frozen_us) / 1000
-        return DumpReport(frozen_ms, (time.perf_counter() - begun) * 1000, stats.pages_written)
+        return DumpReport(
+            frozen_ms, (time.perf_counter() - begun) * 1000, stats.pages_written,
+            freeze=Freeze.PLAIN if why_plain else Freeze.COW, why_plain=why_plain, shrunk=reader.found,
+            clean=reader.clean,
+        )  # fmt: skip
 
     def restore(
         self, place: Place, images: Path, *, before_resume: Callable[[], None] | None = None, established: bool = True,
@@ -164,6 +185,56 @@ class CriuEngine:
         from thawbox.engines.criu_delta import flatten
 
         flatten(chain, out)
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Reads the copies that a copy-on-write dump left, as soon as the tree runs: what comes of it are the images that
+    `shrink` makes of a plain dump. `found` once there were copies, `clean` as `shrink` answers."""
+
+    work: Path
+    place: Place
+    images: Path
+    parents: Parents
+    when_running: Callable[[], None]
+    found: bool = False
+    clean: bool = False
+
+    def prepare(self) -> None:
+        """Have ready what is slow to load: copies cost memory for as long as they are there."""
+        importlib.import_module("thawbox.engines.criu_delta")
+
+    def read(self) -> None:
+        from thawbox.engines.criu_copies import expose, find_copies
+        from thawbox.engines.criu_delta import is_clean, make_delta, make_full
+
+        self.when_running()
+        copies = find_copies(self.work, self.place.keeper)
+        expose(copies)
+        close_outside(self.images)
+        self.found = True
+        if not self.parents.images:
+            make_full(self.images, copies=copies)
+            return
+        made = make_delta(self.images, self.parents.images, parent_link=self.parents.link, copies=copies)
+        self.clean = is_clean(made)
+
+
+def _why_plain(place: Place) -> str:
+    """Why a dump from this place cannot be short; empty when it can."""
+    if place.freezer is not None:
+        return "the sandbox is frozen anyway"
+    if kernel_tracks_writes():
+        return "this kernel tracks writes, and only what was written is dumped"
+    return ""
+
+
+def _why_not_copied(work: Path) -> str:
+    """Why CRIU made a plain dump though it was asked for a short freeze."""
+    for line in _log_lines(work):
+        if _PLAIN_DUMP in line:
+            return line.partition(_PLAIN_DUMP)[2].strip()
+    return "this criu cannot copy tasks: it lacks our patch 0008 (native/criu/README.md)"
 
 
 @functools.cache

@@ -5,6 +5,7 @@ same address, after the thaw. Stock `criu restore` and `crit` read the result.
 
 Rule 1: look first, then change. `make_delta` reads and decides everything before it writes the first byte, so a
 damaged parent costs the delta, never the dump.
+        What copies of the tasks hold (`copies`) is read and written once: only what stays is written at all.
 Rule 2: what a page may become is for `criu_vmas` to say.
 Rule 3: an `in_parent` entry is never lazy as well: stock `criu lazy-pages` loses such pages, and the task hangs.
 Rule 4: a task's pagemap never becomes empty: CRIU 4.2 follows a null pointer at the first mapping then.
@@ -15,12 +16,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
+from thawbox.engines.criu_copies import Copy, CopyRows
 from thawbox.engines.criu_images import PARENT_LINK
 from thawbox.engines.criu_pagemap import (
     IN_PARENT,
@@ -40,6 +44,7 @@ from thawbox.engines.criu_pages import Chain, Memory, check_pages_size, find, me
 from thawbox.engines.criu_reader import (
     CHUNK,
     ChainReader,
+    FileRows,
     MergedPages,
     Rows,
     merged_pages,
@@ -86,38 +91,60 @@ def is_clean(report: DeltaReport) -> bool:
 @dataclass(frozen=True, slots=True)
 class _Verdict:
     """What is to become of one memory's pages: for each dumped page whether its bytes stay, the new pagemap, and the
-    memory's name in the delta."""
+    memory's name in the delta. `written` if the bytes that stay lie in a file of their own already."""
 
     name: Memory
     keep: Mask
     pagemap: Pagemap
+    written: bool
     report: DeltaReport = field(default_factory=DeltaReport)
 
 
-def make_delta(images: Path, parents: Sequence[Path], *, parent_link: str) -> DeltaReport:
+class _Rows(Protocol):
+    """Where the bytes of a dump's pages are."""
+
+    def read(self, low: int, rows: Rows) -> None: ...
+
+
+_Seen = Callable[[int, Rows, Mask, Mask], None]
+"""Is shown each chunk of pages that was compared: its first number, the rows, which are zero, which are equal."""
+
+NO_COPIES: Mapping[int, Copy] = {}
+
+
+def make_delta(
+    images: Path, parents: Sequence[Path], *, parent_link: str, copies: Mapping[int, Copy] = NO_COPIES
+) -> DeltaReport:
     """Rewrite the full dump in `images` in place as a delta against `parents` (images dirs, base first).
 
-    `parent_link` is the newest parent as seen from inside `images`, such as `../../ab12/images`; CRIU follows it at
-    restore. Raises CorruptSnapshot or BrokenChain, with `images` as it was, where a parent or the dump is damaged.
+    Memory of the tasks in `copies` is taken from there. `parent_link` is the newest parent as seen from inside `images`,
+    such as `../../ab12/images`; CRIU follows it at restore. Raises CorruptSnapshot or BrokenChain, with `images` as it
+    was, where a parent or the dump is damaged.
     """
     if not parents:
         raise InvalidRequest("a delta needs a parent")
-    report = _rewrite(images, parents)
+    report = _rewrite(images, parents, copies)
     (images / PARENT_LINK).symlink_to(parent_link)
     return replace(report, by_kernel=changed_by_kernel(images, parents))
 
 
-def make_full(images: Path) -> DeltaReport:
-    """Drop the all-zero pages of the full dump in `images`, in place, so that they cost nothing."""
-    return _rewrite(images, ())
+def make_full(images: Path, *, copies: Mapping[int, Copy] = NO_COPIES) -> DeltaReport:
+    """Drop the all-zero pages of the full dump in `images`, in place, so that they cost nothing.
+
+    Memory of the tasks in `copies` is taken from there.
+    """
+    return _rewrite(images, (), copies)
 
 
-def _rewrite(images: Path, parents: Sequence[Path]) -> DeltaReport:
+def _rewrite(images: Path, parents: Sequence[Path], copies: Mapping[int, Copy]) -> DeltaReport:
     if (images / PARENT_LINK).is_symlink():
         raise InvalidRequest(f"{images} is a delta already")
     found = memories(images)
     given = _adopted(images, parents, found)
-    verdicts = [_judge(images, parents, memory, given.get(memory, memory)) for memory in found]
+    private = {memory: copies.get(memory.number) for memory in found if not memory.shared}
+    verdicts = [
+        _judge(images, parents, memory, given.get(memory, memory), copy=private.get(memory)) for memory in found
+    ]
     names = {verdict.name for verdict in verdicts}
     if len({verdict.pagemap.pages_id for verdict in verdicts}) < len(verdicts):
         raise CorruptSnapshot(f"two memories of {images} claim the same pages file")
@@ -141,20 +168,27 @@ def _adopted(images: Path, parents: Sequence[Path], found: Sequence[Memory]) -> 
     return {Memory(True, old): Memory(True, new) for old, new in given.items()}
 
 
-def _judge(images: Path, parents: Sequence[Path], memory: Memory, name: Memory) -> _Verdict:
+def _judge(images: Path, parents: Sequence[Path], memory: Memory, name: Memory, *, copy: Copy | None) -> _Verdict:
     path = images / memory.pagemap_name
     dumped = read_pagemap(path)
     if dumped.total(IN_PARENT):
         raise InvalidRequest(f"{path} names pages in a parent: it is a delta already")
-    check_pages_size(images, dumped)
     pages, flags = expand(dumped)
     chain = read_chain(parents, name)
     index, has_parent = find(pages, chain.effective.pages)
-    zero, equal = _compare(images / dumped.pages_name, chain, index, has_parent)
     may_drop, may_link = _allowed(images, memory, pages)
+    if copy is None:
+        check_pages_size(images, dumped)
+        zero, equal = _compare(FileRows(images / dumped.pages_name), chain, index, has_parent)
+    else:
+        source = CopyRows(memory.number, copy, pages, images / dumped.pages_name)
+        with _Kept(_new(images / dumped.pages_name), may_drop, may_link) as kept:
+            zero, equal = _compare(source, chain, index, has_parent, seen=kept.take)
     dropped = zero & may_drop
     if not memory.shared and len(pages) and dropped.all():
         dropped[0] = False
+        if copy is not None:
+            _new(images / dumped.pages_name).write_bytes(bytes(PAGE))
     linked = equal & may_link & ~dropped
     keep = ~dropped & ~linked
     # A page dropped here and absent from the parent is no change; one the parent still names is, so it is `gone`.
@@ -167,7 +201,37 @@ def _judge(images: Path, parents: Sequence[Path], memory: Memory, name: Memory) 
         changed=int((~dropped & ~equal).sum()) * PAGE,
         gone=(len(chain.effective.pages) - int(survivors.sum())) * PAGE,
     )
-    return _Verdict(name, keep, _shrunk(dumped.pages_id, pages, flags, dropped, linked), report)
+    pagemap = _shrunk(dumped.pages_id, pages, flags, dropped, linked)
+    return _Verdict(name, keep, pagemap, written=copy is not None, report=report)
+
+
+def _new(path: Path) -> Path:
+    return path.with_name(path.name + ".new")
+
+
+class _Kept:
+    """Writes what stays of a memory that is read from a copy, chunk by chunk."""
+
+    def __init__(self, path: Path, may_drop: Mask, may_link: Mask) -> None:
+        self._path, self._may_drop, self._may_link = path, may_drop, may_link
+        self._fd = -1
+        self._written = 0
+
+    def __enter__(self) -> _Kept:
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def take(self, low: int, rows: Rows, zero: Mask, equal: Mask) -> None:
+        high = low + len(rows)
+        keep = ~(zero & self._may_drop[low:high]) & ~(equal & self._may_link[low:high])
+        if not keep.any():
+            return
+        kept = rows if keep.all() else rows[keep]
+        write_rows(self._fd, self._written, kept)
+        self._written += len(kept)
 
 
 def _shrunk(pages_id: int, pages: Integers, flags: Flags, dropped: Mask, linked: Mask) -> Pagemap:
@@ -175,26 +239,28 @@ def _shrunk(pages_id: int, pages: Integers, flags: Flags, dropped: Mask, linked:
     return collapse(pages_id, pages[~dropped], flags[~dropped])
 
 
-def _compare(path: Path, chain: Chain, index: Integers, has_parent: Mask) -> tuple[Mask, Mask]:
-    """For each page of the file `path`: whether it is all zero, and whether it equals effective page `index` of
-    `chain` (never where it has none)."""
+def _compare(
+    source: AbstractContextManager[_Rows], chain: Chain, index: Integers, has_parent: Mask, *, seen: _Seen | None = None
+) -> tuple[Mask, Mask]:
+    """For each page of `source`: whether it is all zero, and whether it equals effective page `index` of `chain`
+    (never where it has none)."""
     zero, equal = np.zeros(len(index), np.bool_), np.zeros(len(index), np.bool_)
     mine, theirs = page_rows(CHUNK), page_rows(CHUNK)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with ChainReader(chain) as parent:
-            for low in range(0, len(index), CHUNK):
-                high = min(low + CHUNK, len(index))
-                rows = mine[: high - low]
-                read_rows(fd, low, rows, name=str(path))
-                zero[low:high] = _zero_rows(rows)
-                wanted = np.flatnonzero(has_parent[low:high])
-                if len(wanted):
-                    parent.gather(index[low:high][wanted], theirs, into=wanted)
-                    equal[low:high] = (rows == theirs[: high - low]).all(axis=1)
-    finally:
-        os.close(fd)
-    return zero, equal & has_parent
+    with ExitStack() as reading:
+        dumped = reading.enter_context(source)
+        parent = reading.enter_context(ChainReader(chain))
+        for low in range(0, len(index), CHUNK):
+            high = min(low + CHUNK, len(index))
+            rows = mine[: high - low]
+            dumped.read(low, rows)
+            zero[low:high] = _zero_rows(rows)
+            wanted = np.flatnonzero(has_parent[low:high])
+            if len(wanted):
+                parent.gather(index[low:high][wanted], theirs, into=wanted)
+                equal[low:high] = (rows == theirs[: high - low]).all(axis=1) & has_parent[low:high]
+            if seen is not None:
+                seen(low, rows, zero[low:high], equal[low:high])
+    return zero, equal
 
 
 def _zero_rows(rows: Rows) -> Mask:
@@ -219,7 +285,9 @@ def _apply(images: Path, verdict: _Verdict) -> None:
     In place because a second file costs fresh memory for its cache; only this dump's own bytes are moved.
     """
     path = images / verdict.pagemap.pages_name
-    if not verdict.keep.all():
+    if verdict.written:
+        _new(path).rename(path)
+    elif not verdict.keep.all():
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             _compact(fd, verdict.keep, name=str(path))

@@ -52,6 +52,25 @@ def write_rows(fd: int, offset: int, rows: Rows) -> None:
         view, at = view[done:], at + done
 
 
+class FileRows:
+    """The pages of one pages file, in their order there; a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+
+    def __enter__(self) -> FileRows:
+        self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        os.close(self._fd)
+
+    def read(self, low: int, rows: Rows) -> None:
+        """Fill `rows` with the pages from number `low` on; raises CorruptSnapshot where the file ends too early."""
+        read_rows(self._fd, low, rows, name=str(self._path))
+
+
 class ChainReader:
     """The bytes of one memory's effective pages. Owns one descriptor per link it has read from; a context manager."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from thawbox.engines import DumpReport, Place, RestoreReport
+from thawbox.engines import ALONE, DumpReport, Freeze, Parents, Place, RestoreReport, nothing
 from thawbox.errors import BrokenChain, CorruptSnapshot, DumpFailed, RestoreFailed
 
 IMAGES = "tree.json"
@@ -70,8 +70,11 @@ class FakeEngine:
         images: Path,
         *,
         while_stopped: Callable[[], None],
+        when_running: Callable[[], None] = nothing,
         established: bool = True,  # noqa: ARG002 - its trees have no connections
         tracked: str = "",  # noqa: ARG002 - nobody tracks their writes
+        why_plain: str = "",
+        parents: Parents = ALONE,
     ) -> DumpReport:
         tree = self.trees.get(place.keeper)
         if tree is None:
@@ -82,7 +85,11 @@ class FakeEngine:
             while_stopped()
         finally:
             tree.runs = True
-        return DumpReport(0.0, 0.0, len(tree.pages))
+        when_running()
+        if why_plain or tree.frozen:
+            return DumpReport(0.0, 0.0, len(tree.pages), why_plain=why_plain or "the tree is frozen anyway")
+        clean = self.shrink(images, parents=parents.images, parent_link=parents.link)
+        return DumpReport(0.0, 0.0, len(tree.pages), freeze=Freeze.COW, shrunk=True, clean=clean)
 
     def restore(
         self,

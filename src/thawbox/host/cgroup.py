@@ -103,6 +103,24 @@ class Cgroup:
         """Apply every limit of `limits`, lifting those that are None; errors as for `create`."""
         apply_limits(limits, self._limit_groups(), lift=True)
 
+    def set_memory_limit(self, limit: int) -> None:
+        """Apply this limit, in bytes, alone; errors as for `set_limits`, SandboxNotFound when the groups are gone."""
+        with self._present():
+            apply_limits(Limits(memory=limit), self._limit_groups(), lift=False)
+
+    def private_memory(self) -> int | None:
+        """Bytes of anonymous memory, as programs have it by themselves; None without a memory controller.
+
+        Raises SandboxNotFound when the groups are gone.
+        """
+        seat = self.layout.seat("memory")
+        if seat is None:
+            return None
+        names = ("total_rss",) if seat.version == 1 else ("anon",)
+        with self._present():
+            counted = _keyed(self._group(seat) / "memory.stat")
+        return sum(counted.get(name, 0) for name in names)
+
     @property
     def keeper_procs(self) -> tuple[Path, ...]:
         """The files into which a process of one thread writes "0" to enter the sandbox, outside the frozen part."""

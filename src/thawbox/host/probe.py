@@ -32,6 +32,9 @@ from thawbox.model import SandboxId
 CRIU_MINIMUM = (4, 2)
 """4.1 cannot dump INET sockets on current kernels, 3.17 nothing at all (docs/decisions/0002)."""
 
+COPY_MEMORY_FEATURE = "copy_memory"
+"""What `criu check --feature` calls copy-on-write dumps, where our patch 0008 is in it."""
+
 SPACE_NEEDED = 256 << 20
 MEMORY_NEEDED = 256 << 20
 
@@ -234,6 +237,13 @@ def _criu_build(ground: Ground) -> str:
     return build
 
 
+def _short_freezes(ground: Ground) -> str:
+    asked = run_program([str(ground.criu), "check", "--feature", COPY_MEMORY_FEATURE], timeout=10)
+    if asked.status != 0:
+        raise Unsupported(f"{ground.criu} lacks our patch 0008, which copies tasks in the frozen moment")
+    return "tasks are copied in the frozen moment, and read while they run"
+
+
 def _libseccomp(_: Ground) -> str:
     with tempfile.TemporaryDirectory(prefix="thawbox-doctor-") as cache:
         compiled = compile_filter(Path(cache))
@@ -300,6 +310,9 @@ _PROBES = (
     _Probe("criu build", False, _criu_build,
            why="brings fixes that upstream does not have (native/criu/README.md)",
            remedy="unset THAWBOX_CRIU and run `make setup`"),
+    _Probe("short freezes", False, _short_freezes,
+           why="a checkpoint then holds a sandbox for as long as it takes to copy page tables, not memory",
+           remedy="unset THAWBOX_CRIU and run `make setup`; until then checkpoints freeze for longer"),
     _Probe("criu cache", False, lambda ground: kernel_trials.tmpfs(ground.run_directory),
            why="without it every dump and restore probes the kernel anew, for some 40 ms",
            remedy="mount a tmpfs on /run"),

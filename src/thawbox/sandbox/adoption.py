@@ -21,6 +21,7 @@ from thawbox.sandbox.context import Context
 from thawbox.sandbox.ending import release_layers, take_down
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.observe import is_alive, settle
+from thawbox.sandbox.room import has_its_limit, mend_limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ def adopt(context: Context) -> Adoption:
             adopted.append(record.id)
             if record.phase is Phase.RUNNING:
                 _thaw_if_left_frozen(context, record)
+                _mend_limit_if_left_raised(context, record)
         elif record.phase in ALIVE:
             with contextlib.suppress(LockTimeout, SandboxNotFound), _idle(context, record.id):
                 (removed if _settle(context, record.id) else settled).append(record.id)
@@ -67,6 +69,14 @@ def _thaw_if_left_frozen(context: Context, record: Record) -> None:
         with _idle(context, record.id):
             if context.journal.find(record.id).phase is Phase.RUNNING:
                 cgroup.thaw()
+
+
+def _mend_limit_if_left_raised(context: Context, record: Record) -> None:
+    """Put back the memory limit of a sandbox that a checkpoint raised which died before it could."""
+    if has_its_limit(context, record):
+        return
+    with contextlib.suppress(LockTimeout, SandboxNotFound), _idle(context, record.id):
+        mend_limit(context, context.journal.find(record.id))
 
 
 def _settle(context: Context, sandbox: SandboxId) -> bool:

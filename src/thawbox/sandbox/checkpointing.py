@@ -9,16 +9,17 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Generator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from thawbox.engines import INIT_PID, Place
-from thawbox.errors import DumpFailed, InvalidRequest, SnapshotNotFound
+from thawbox.engines import ALONE, INIT_PID, Parents, Place
+from thawbox.errors import CopyLost, DumpFailed, InvalidRequest, SnapshotNotFound
 from thawbox.host.cgroup import Cgroup
 from thawbox.host.clocks import Clocks, clocks_of
 from thawbox.host.databases import OpenDatabase, find_databases
-from thawbox.host.files import locked
-from thawbox.host.proc import children, command_name, pid_inside
+from thawbox.host.files import locked, remove_tree
+from thawbox.host.proc import children, command_name, pid_inside, start_time
 from thawbox.lifecycle import Verb, next_phase
 from thawbox.model import Phase, SnapshotId
 from thawbox.sandbox.body import Moment
@@ -30,6 +31,7 @@ from thawbox.sandbox.hooks import attending, names_in, resume, wait_until_ready
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.links import direct_link, has_callers
 from thawbox.sandbox.preflight import check_freezable
+from thawbox.sandbox.room import room_for_copies, why_no_room
 from thawbox.sandbox.shells import generation_directory
 from thawbox.sandbox.tracking import begin_dump
 from thawbox.sandbox.wishes import CheckpointReport, Mode, Wish, check_wish
@@ -97,11 +99,44 @@ def choose_parent(context: Context, record: Record, mode: Mode) -> SnapshotId | 
 
 
 def dump(context: Context, record: Record, staging: Staging, wish: Wish) -> Unfinished:
-    """Write memory and changed files into `staging`; the sandbox runs on when this returns, unless told to stop."""
+    """Write memory and changed files into `staging`; the sandbox runs on when this returns, unless told to stop.
+
+    A short freeze that comes to nothing, because what it left to be read was ended, is followed by a plain one.
+    """
     check_wish(wish)
-    parent = choose_parent(context, record, wish.mode)
+    choose_parent(context, record, wish.mode)  # refuses now what it would refuse after a wait
     if wish.when_ready:
         wait_until_ready(context, record, timeout=record.spec.ready_timeout)
+    try:
+        return _dump(context, record, staging, wish, why_plain=_why_plain(context, record, wish))
+    except CopyLost as lost:
+        _empty(staging)
+        return _dump(context, record, staging, wish, why_plain=lost.cause)
+
+
+def _why_plain(context: Context, record: Record, wish: Wish) -> str:
+    """Why nobody waits for a short freeze, or why it must not be; empty when it is wanted."""
+    if not context.settings.short_freezes:
+        return "short freezes are switched off"
+    if wish.stop:
+        return "the sandbox does not run on"
+    if record.phase is Phase.FROZEN:
+        return "the sandbox is frozen anyway"
+    return why_no_room(context, record)
+
+
+def _empty(staging: Staging) -> None:
+    remove_tree(late_directory(staging))
+    for directory in (staging.images, staging.layer):
+        for entry in directory.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                remove_tree(entry)
+            else:
+                entry.unlink()
+
+
+def _dump(context: Context, record: Record, staging: Staging, wish: Wish, *, why_plain: str) -> Unfinished:
+    parent = choose_parent(context, record, wish.mode)
     cgroup = context.cgroup(record.id)
     since = last_capture(context, record)
     late_directory(staging).mkdir(mode=0o700)
@@ -119,19 +154,35 @@ def dump(context: Context, record: Record, staging: Staging, wish: Wish) -> Unfi
 
     number, tracked = begin_dump(generation_directory(context, record))
     known = parent_link(tracked) if tracked is not None and tracked == parent else ""
-    with attending(context, record, stop=wish.stop) as attendance, without_connections(context, record):
+    with ExitStack() as reading, ExitStack() as held:
+        parents = _parents(context, parent, reading) if not why_plain else ALONE
+        attendance = held.enter_context(attending(context, record, stop=wish.stop))
+        held.enter_context(without_connections(context, record))
         _check_whole(record)
         check_freezable(context, record)
+        reading.enter_context(contextlib.nullcontext() if why_plain else room_for_copies(context, record))
         with _traceable(cgroup, frozen=record.phase is Phase.FROZEN) as freezer:
-            place = Place(record.keeper_pid, freezer=freezer)
             with context.telemetry.step("engine.dump", sandbox=record.id) as step:
-                report = context.engine.dump(place, staging.images, while_stopped=while_stopped, tracked=known)
-                step.note(frozen_ms=report.frozen_ms, pages_written=report.pages_written)
+                report = context.engine.dump(
+                    Place(record.keeper_pid, freezer=freezer), staging.images, while_stopped=while_stopped,
+                    when_running=held.close, tracked=known, why_plain=why_plain, parents=parents,
+                )  # fmt: skip
+                step.note(
+                    frozen_ms=report.frozen_ms, pages_written=report.pages_written, freeze=report.freeze.value,
+                    why_plain=report.why_plain,
+                )  # fmt: skip
     moment = Moment(clocks[0], names_in(record, attendance), tuple(databases))
     return Unfinished(
         record, wish, parent, moment, report, beneath=since.layers,
         marks=encode_marks(captures[0].marks), files_changed=captures[0].changed, dump_number=number,
     )  # fmt: skip
+
+
+def _parents(context: Context, parent: SnapshotId | None, reading: ExitStack) -> Parents:
+    """What the dump may leave out, held for as long as it is read."""
+    if parent is None:
+        return ALONE
+    return Parents(reading.enter_context(context.store.reading(parent)).images, parent_link(parent))
 
 
 @contextlib.contextmanager
@@ -153,7 +204,9 @@ def _traceable(cgroup: Cgroup, *, frozen: bool) -> Generator[Path | None]:
 
 def _check_whole(record: Record) -> None:
     """Raise DumpFailed if a process of the sandbox is outside the tree that is dumped: it would be missing silently."""
-    outside = [pid for pid in children(record.keeper_pid) if pid_inside(pid) not in (INIT_PID, None)]
+    # What is dead, and waits for the keeper to take note of it, is missed by nobody.
+    alive = [pid for pid in children(record.keeper_pid) if start_time(pid) is not None]
+    outside = [pid for pid in alive if pid_inside(pid) not in (INIT_PID, None)]
     if outside:
         names = ", ".join(f"{pid} ({command_name(pid)})" for pid in outside)
         raise DumpFailed(

@@ -73,8 +73,9 @@ def finish(context: Context, staging: Staging, unfinished: Unfinished) -> Checkp
     """
     record, wish, parent = unfinished.record, unfinished.wish, unfinished.parent
     join(unfinished.beneath, ahead=staging.layer, late=late_directory(staging))
+    dumped = unfinished.report
     with context.telemetry.step("engine.shrink", sandbox=record.id):
-        clean = _shrink(context, staging, parent)
+        clean = dumped.clean if dumped.shrunk else _shrink(context, staging, parent)
     if wish.skip_if_clean and clean and parent is not None and not unfinished.files_changed:
         context.store.answer(staging, parent, name=wish.name, labels=wish.labels)
         return _report(context.store.record(parent), unfinished.report, skipped=True)
@@ -168,5 +169,6 @@ def _layers_beneath(
 def _report(stored: Stored, dumped: DumpReport, *, skipped: bool = False) -> CheckpointReport:
     return CheckpointReport(
         id=stored.id, parent=stored.manifest.parent, kind=stored.manifest.kind, frozen_ms=dumped.frozen_ms,
-        total_ms=dumped.total_ms, bytes=stored.bytes, skipped=skipped,
+        total_ms=dumped.total_ms, bytes=stored.bytes, skipped=skipped, freeze=dumped.freeze,
+        why_plain=dumped.why_plain,
     )  # fmt: skip

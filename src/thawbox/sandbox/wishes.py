@@ -6,6 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from thawbox.engines import Freeze
 from thawbox.model import SnapshotId, SnapshotKind, checked_labels, checked_name
 from thawbox.store.store import checked_ref_name
 
@@ -46,7 +47,8 @@ def check_wish(wish: Wish) -> Wish:
 class CheckpointReport:
     """A finished checkpoint. `frozen_ms` is how long the sandbox could not run; `bytes` what was stored for it.
 
-    With `skipped` nothing had changed since `id`, which existed before.
+    With `skipped` nothing had changed since `id`, which existed before. `freeze` says how its memory was dumped, and
+    `why_plain` why not in a short freeze.
     """
 
     id: SnapshotId
@@ -56,3 +58,5 @@ class CheckpointReport:
     total_ms: float
     bytes: int
     skipped: bool = False
+    freeze: Freeze = Freeze.PLAIN
+    why_plain: str = ""

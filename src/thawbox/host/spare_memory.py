@@ -1,0 +1,36 @@
+"""How much memory a sandbox could still be given: by the machine, and by every group above its own."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from thawbox.host.cgroup import Cgroup
+
+_USED_AND_LIMIT = {1: ("memory.usage_in_bytes", "memory.limit_in_bytes"), 2: ("memory.current", "memory.max")}
+
+
+def spare_memory(cgroup: Cgroup) -> int:
+    """Bytes that the sandbox could have besides what it has, were it not for its own limit."""
+    return min([available_memory(), *_left_above(cgroup)])
+
+
+def available_memory() -> int:
+    """Bytes that the machine can give without swapping (MemAvailable of proc(5)); 0 when it does not say."""
+    found = re.search(r"^MemAvailable:\s*(\d+) kB$", Path("/proc/meminfo").read_text(), flags=re.MULTILINE)
+    return int(found[1]) << 10 if found else 0
+
+
+def _left_above(cgroup: Cgroup) -> Iterator[int]:
+    """What each group above the sandbox's has left of its limit; page cache counts as used. None for no limit."""
+    seat = cgroup.layout.seat("memory")
+    if seat is None:
+        return
+    for group in cgroup.path.parents:
+        if group == seat.mount.parent:
+            return
+        with contextlib.suppress(FileNotFoundError, ValueError):  # ValueError: "max", no limit
+            used, limit = (int((group / name).read_text()) for name in _USED_AND_LIMIT[seat.version])
+            yield limit - used
