@@ -117,9 +117,9 @@ def make_delta(
 ) -> DeltaReport:
     """Rewrite the full dump in `images` in place as a delta against `parents` (images dirs, base first).
 
-    Memory of the tasks in `copies` is taken from there. `parent_link` is the newest parent as seen from inside `images`,
-    such as `../../ab12/images`; CRIU follows it at restore. Raises CorruptSnapshot or BrokenChain, with `images` as it
-    was, where a parent or the dump is damaged.
+    Memory of the tasks in `copies` is taken from there. `parent_link` is the newest parent as seen from inside
+    `images`, such as `../../ab12/images`; CRIU follows it at restore. Raises CorruptSnapshot or BrokenChain, with
+    `images` as it was, where a parent or the dump is damaged.
     """
     if not parents:
         raise InvalidRequest("a delta needs a parent")

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from thawbox.engines import ALONE, INIT_PID, Parents, Place
-from thawbox.errors import CopyLost, DumpFailed, InvalidRequest, SnapshotNotFound
+from thawbox.errors import CopyLost, DumpFailed, IntegrityError, InvalidRequest, SnapshotNotFound
 from thawbox.host.cgroup import Cgroup
 from thawbox.host.clocks import Clocks, clocks_of
 from thawbox.host.databases import OpenDatabase, find_databases
@@ -155,7 +155,12 @@ def _dump(context: Context, record: Record, staging: Staging, wish: Wish, *, why
     number, tracked = begin_dump(generation_directory(context, record))
     known = parent_link(tracked) if tracked is not None and tracked == parent else ""
     with ExitStack() as reading, ExitStack() as held:
-        parents = _parents(context, parent, reading) if not why_plain else ALONE
+        parents = ALONE
+        if not why_plain:
+            try:
+                parents = _parents(context, parent, reading)
+            except IntegrityError:  # whoever finishes the snapshot tells of it
+                why_plain = "its parent cannot be read"
         attendance = held.enter_context(attending(context, record, stop=wish.stop))
         held.enter_context(without_connections(context, record))
         _check_whole(record)
