@@ -1,6 +1,6 @@
 """How long a checkpoint freezes a sandbox, against the memory it has: short freezes, plain ones, bare criu.
 
-Run as root: `python bench/freezes.py [--rounds 7] [--sizes 64,128,256,512,1024,2048] [--seed 1] [--out docs/benchmarks]`.
+Run as root: `python bench/freezes.py [--rounds 7] [--sizes 64,128,256,512,1024,2048] [--seed 1] [--out DIRECTORY]`.
 For each size one sandbox, whose program writes its memory all the time, is dumped in the three ways by turns. Writes
 freezes.md, freezes.csv, and freezes.svg and freezes.png, the plot.
 """

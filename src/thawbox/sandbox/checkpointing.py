@@ -165,17 +165,18 @@ def _dump(context: Context, record: Record, staging: Staging, wish: Wish, *, why
         held.enter_context(without_connections(context, record))
         _check_whole(record)
         check_freezable(context, record)
-        reading.enter_context(contextlib.nullcontext() if why_plain else room_for_copies(context, record))
-        with _traceable(cgroup, frozen=record.phase is Phase.FROZEN) as freezer:
-            with context.telemetry.step("engine.dump", sandbox=record.id) as step:
-                report = context.engine.dump(
-                    Place(record.keeper_pid, freezer=freezer), staging.images, while_stopped=while_stopped,
-                    when_running=held.close, tracked=known, why_plain=why_plain, parents=parents,
-                )  # fmt: skip
-                step.note(
-                    frozen_ms=report.frozen_ms, pages_written=report.pages_written, freeze=report.freeze.value,
-                    why_plain=report.why_plain,
-                )  # fmt: skip
+        if not why_plain:
+            reading.enter_context(room_for_copies(context, record))
+        freezer = reading.enter_context(_traceable(cgroup, frozen=record.phase is Phase.FROZEN))
+        with context.telemetry.step("engine.dump", sandbox=record.id) as step:
+            report = context.engine.dump(
+                Place(record.keeper_pid, freezer=freezer), staging.images, while_stopped=while_stopped,
+                when_running=held.close, tracked=known, why_plain=why_plain, parents=parents,
+            )  # fmt: skip
+            step.note(
+                frozen_ms=report.frozen_ms, pages_written=report.pages_written, freeze=report.freeze.value,
+                why_plain=report.why_plain,
+            )  # fmt: skip
     moment = Moment(clocks[0], names_in(record, attendance), tuple(databases))
     return Unfinished(
         record, wish, parent, moment, report, beneath=since.layers,
