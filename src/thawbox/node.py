@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from thawbox.config import Settings, load_settings
 from thawbox.engines import Engine
-from thawbox.errors import SnapshotNotFound, Unsupported
+from thawbox.errors import InvalidRequest, SnapshotNotFound, Unsupported
 from thawbox.host import network
 from thawbox.host.cgroup import remove_node_group
 from thawbox.host.cgroup_layout import Layout, detect_layout
@@ -155,7 +155,13 @@ class Node:
         from thawbox.store.mirror import Mirror
         from thawbox.store.mirror_rules import read_rules
 
-        return Mirror(self.context.store, self.context.replicas, read_rules(self.settings.mirror))
+        rules = read_rules(self.settings.mirror)
+        if rules and not self.context.replicas:
+            raise InvalidRequest(
+                f"THAWBOX_MIRROR={self.settings.mirror!r} and there are no replicas",
+                remediation="name stores in THAWBOX_REPLICAS",
+            )
+        return Mirror(self.context.store, self.context.replicas, rules)
 
     def create_template(self, name: str, spec: Spec) -> Template:
         """Boot a spec until it is ready and keep it to make clones from. Raises InvalidRequest, StartFailed."""

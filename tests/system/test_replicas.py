@@ -10,7 +10,7 @@ import pytest
 
 from cli_process import Cli
 from thawbox.config import load_settings
-from thawbox.errors import SnapshotNotFound
+from thawbox.errors import InvalidRequest, SnapshotNotFound
 from thawbox.host.files import remove_tree
 from thawbox.node import Node
 
@@ -70,6 +70,13 @@ def test_what_is_damaged_here_is_brought_again_when_it_is_cloned(
     with node.snapshot(snapshot.id).clone() as clone:
         assert ask(clone)["kept"] == before
     assert node.context.store.verify([snapshot.id], deep=True) == ()
+
+
+def test_mirroring_to_nowhere_is_refused_and_without_rules_it_does_nothing(open_node: OpenNode) -> None:
+    with pytest.raises(InvalidRequest, match="no replicas"):
+        open_node(mirror="all").mirroring()
+    with open_node().mirroring():
+        pass
 
 
 def test_the_command_line_copies_shows_checks_and_repairs(

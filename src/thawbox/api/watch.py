@@ -25,6 +25,7 @@ from thawbox.api.events import Events
 from thawbox.errors import LockTimeout, SandboxNotFound, ThawboxError
 from thawbox.host.files import locked
 from thawbox.host.namespaces import reap
+from thawbox.host.proc import open_process
 from thawbox.lifecycle import ALIVE
 from thawbox.model import Phase, SandboxId
 from thawbox.sandbox import Context, Record
@@ -238,7 +239,7 @@ class Watch:
         if now.phase not in ALIVE or not now.keeper:
             return
         try:
-            fd = os.pidfd_open(now.keeper)
+            fd = open_process(now.keeper)
         except ProcessLookupError:
             return  # the next look finds it dead
         self._pidfds[fd] = sandbox

@@ -24,6 +24,7 @@ from thawbox.errors import SandboxNotFound, ThawboxError, Unavailable, Unsupport
 from thawbox.host.cgroup_layout import CPUACCT, FREEZER, Hierarchy, Layout, Placement
 from thawbox.host.cgroup_limits import LIMITED, LimitGroup, Limits, apply_limits, require_controllers, write_controller
 from thawbox.host.freezer import Freezer
+from thawbox.host.proc import open_process
 from thawbox.model import SandboxId
 
 _UNLIMITED_V1 = 1 << 62
@@ -449,7 +450,7 @@ def _pidfds(pids: frozenset[int], closing: ExitStack) -> dict[int, int]:
     found: dict[int, int] = {}
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
-            found[pid] = os.pidfd_open(pid)
+            found[pid] = open_process(pid)
             closing.callback(os.close, found[pid])
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -100,10 +101,23 @@ def start_time(pid: int) -> int | None:
     return None if fields_after_name[0] in (b"Z", b"X") else int(fields_after_name[19])
 
 
+def open_process(pid: int) -> int:
+    """A pidfd of process `pid`; raises ProcessLookupError when it is gone.
+
+    It is gone also where its number is a mere thread's by now, for which the kernel says ENOENT (Linux 6.15) or EINVAL.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EINVAL):
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
+        raise
+
+
 @contextlib.contextmanager
 def _pidfd(pid: int, started: int | None) -> Generator[int | None]:
     try:
-        fd = os.pidfd_open(pid)
+        fd = open_process(pid)
     except ProcessLookupError:
         yield None
         return

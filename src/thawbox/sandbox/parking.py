@@ -9,7 +9,6 @@ Rule 3: a frozen tree cannot change, so one that did was killed or thawed by som
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import threading
 from collections.abc import Generator
@@ -21,6 +20,7 @@ from typing import Protocol
 from thawbox.errors import NotFound, SandboxNotFound
 from thawbox.host.files import locked
 from thawbox.host.machine_memory import available_memory, total_memory
+from thawbox.host.proc import open_process
 from thawbox.lifecycle import ALIVE, Verb, next_phase
 from thawbox.model import Phase, SandboxId, SnapshotId
 from thawbox.pool_plan import WORTH_WARMING, room_for
@@ -250,7 +250,7 @@ class CloneParking:
             if frozen.phase not in ALIVE:
                 raise NotFound(f"{record.name} died while it was parked: {frozen.ended_why}")
             cgroup = self.context.cgroup(record.id)
-            death = FileIO(os.pidfd_open(frozen.keeper_pid))
+            death = FileIO(open_process(frozen.keeper_pid))
             return Parked(frozen, cgroup.pids(), death, cgroup.stats().memory)
 
     @contextlib.contextmanager

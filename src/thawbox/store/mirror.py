@@ -8,6 +8,7 @@ something, or was empty, is filled again.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
@@ -25,8 +26,14 @@ LOOK_AGAIN = 1.0
 """Seconds between two looks for new snapshots, which other processes make."""
 _LONGEST_WAIT = 60.0
 """Seconds, at most, until a replica that failed is tried again."""
+_ENDING = 5.0
+"""Seconds, at most, that the end of the block waits for what is being sent."""
 _NAMED_LATER = 60
 """Looks after which snapshots that no rule named are looked at again: names and labels are given later, too."""
+
+
+class _Ended(Exception):
+    """The block has ended while something was being sent."""
 
 
 class Mirror:
@@ -56,8 +63,9 @@ class Mirror:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ending.set()
-        for thread in self._threads:
-            thread.join(self._period)  # one that waits for a dead server ends with the process
+        deadline = time.monotonic() + _ENDING
+        for thread in self._threads:  # one that waits for a dead server ends with the process
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def wait_for(self, snapshot: SnapshotId, *, timeout: float) -> bool:
         """Wait until every replica is known to have a snapshot; False after `timeout` seconds."""
@@ -79,9 +87,12 @@ class Mirror:
             try:
                 self._fill(backend, unnamed)
                 wait = self._period
-            except BackendUnavailable as error:
+            except _Ended:
+                return
+            except (BackendUnavailable, OSError) as error:  # OSError: our own disk, which may recover as well
+                cause = error.cause if isinstance(error, BackendUnavailable) else str(error)
                 wait = min(max(2 * wait, 1.0), _LONGEST_WAIT)
-                log_error("mirror.failed", where=backend.where, cause=error.cause, again_in_s=wait)
+                log_error("mirror.failed", where=backend.where, cause=cause, again_in_s=wait)
 
     def _fill(self, backend: Backend, unnamed: set[SnapshotId]) -> None:
         """Copy what the rules name and the replica has not. Raises BackendUnavailable."""
@@ -94,7 +105,7 @@ class Mirror:
                 if not self._is_named(snapshot):
                     unnamed.add(snapshot)
                     continue
-                copied = self._replicas.copy_to(backend, snapshot)
+                copied = self._replicas.copy_to(backend, snapshot, on_progress=self._go_on)
             except SnapshotNotFound:
                 continue  # removed since we looked
             except (IntegrityError, InvalidRequest) as error:  # ours is damaged: no copy is made of that
@@ -105,6 +116,11 @@ class Mirror:
                 raise copied.failure
             self._know(backend, self._store.chain(snapshot))
             log_done("mirror.complete", where=backend.where, snapshot=snapshot)
+
+    def _go_on(self, _: object) -> None:
+        """Told of each chunk: what was sent stays sent, and the next start goes on with it."""
+        if self._ending.is_set():
+            raise _Ended
 
     def _know(self, backend: Backend, snapshots: Iterable[SnapshotId]) -> None:
         with self._changed:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from thawbox.errors import ThawboxError
 from thawbox.host.cgroup import OomEvents
 from thawbox.host.memory_pressure import open_pressure_events
-from thawbox.host.proc import children, pid_inside, start_time
+from thawbox.host.proc import children, open_process, pid_inside, start_time
 from thawbox.model import SandboxId
 from thawbox.restart_plan import Policy
 from thawbox.sandbox import Context, Record
@@ -98,7 +98,7 @@ class Life:
 def open_life(context: Context, record: Record, policy: Policy) -> Life | None:
     """Begin to watch the life that a record names; None if it is over."""
     try:
-        pidfd = os.pidfd_open(record.keeper_pid) if record.keeper_pid else -1
+        pidfd = open_process(record.keeper_pid) if record.keeper_pid else -1
     except ProcessLookupError:
         return None
     if pidfd < 0 or record.boot_id != context.boot_id or start_time(record.keeper_pid) != record.keeper_started:
