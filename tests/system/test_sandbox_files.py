@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from conftest import OpenNode
+from service import wait_for
 from thawbox.errors import InvalidPath, InvalidRequest, InvalidTransition, PathNotFound, ThawboxError
 from thawbox.model import Mount, Spec
 from thawbox.node import Node
@@ -147,13 +148,21 @@ def test_no_race_leads_out(box: Sandbox, canary: Path) -> None:
             with contextlib.suppress(PathNotFound, InvalidPath, InvalidRequest):
                 attempt()
                 done += 1
-    assert int(box.files.read("/srv/place.rounds")) > 0, "nothing was exchanged: the test shows nothing"
+    wait_for(lambda: _is_there(box, "/srv/place.rounds"), "a hundred exchanges: else the test shows nothing")
     assert done > ROUNDS
     assert b"inside" in read
     assert b"outside" not in read
     assert (canary / "file").read_text() == "outside"
     assert [one.name for one in canary.iterdir()] == ["file"]
     assert not any(one.exists() for one in planted)
+
+
+def _is_there(box: Sandbox, path: str) -> bool:
+    try:
+        box.files.stat(path)
+    except PathNotFound:
+        return False
+    return True
 
 
 def _contents(box: Sandbox, path: str) -> set[bytes]:
