@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 from thawbox.api.service import Service
@@ -17,6 +18,7 @@ def acquire(
     secrets: Mapping[str, bytes] | None = None, environment: Mapping[str, str] | None = None,
 ) -> Lease:  # fmt: skip
     """A lease for this caller; what is given is told to the sandbox's hooks. Raises as `Pool.acquire`, LimitReached."""
+    begun = time.perf_counter()
     if caller.limits == NO_LIMITS:
         lease = pool.acquire(timeout=timeout, ttl=ttl)
     else:
@@ -32,7 +34,7 @@ def acquire(
     except BaseException:
         pool.release(lease.id)
         raise
-    service.noticed(lease.sandbox.id)
+    service.watch.look_at(lease.sandbox.id, acquire_ms=round((time.perf_counter() - begun) * 1000, 3))
     return lease
 
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 import msgspec
@@ -105,11 +105,11 @@ class Watch:
 
     # --- what is asked of it, in any thread ------------------------------------------------------------------------
 
-    def look_at(self, sandbox: SandboxId) -> None:
-        """Tell at once what became of a sandbox."""
+    def look_at(self, sandbox: SandboxId, **acquired: object) -> None:
+        """Tell at once what became of a sandbox; `acquired` is told beside its being acquired, if that is news."""
         with self._lock, contextlib.suppress(ValueError):  # closed: the service ends
             try:
-                self._compare(sandbox, self._context.journal.find(sandbox))
+                self._compare(sandbox, self._context.journal.find(sandbox), acquired=acquired)
             except SandboxNotFound:
                 self._compare(sandbox, None)
 
@@ -191,7 +191,10 @@ class Watch:
         self._compare_entries("template", is_first=is_first)
         self._compare_entries("pool", is_first=is_first)
 
-    def _compare(self, sandbox: SandboxId, record: Record | None, *, is_first: bool = False) -> None:
+    def _compare(
+        self, sandbox: SandboxId, record: Record | None, *, is_first: bool = False,
+        acquired: Mapping[str, object] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         before = self._sandboxes.get(sandbox)
         if record is None or (record.owner and not record.lease):
             if before is not None:
@@ -205,13 +208,15 @@ class Watch:
         self._sandboxes[sandbox] = now
         self._watch_life(sandbox, now)
         if not is_first:
-            self._tell(sandbox, before, now, record)
+            self._tell(sandbox, before, now, record, acquired)
 
-    def _tell(self, sandbox: SandboxId, before: Seen | None, now: Seen, record: Record) -> None:
+    def _tell(
+        self, sandbox: SandboxId, before: Seen | None, now: Seen, record: Record, acquired: Mapping[str, object]
+    ) -> None:
         about = subject("sandbox", sandbox, now.name)
         if before is None and now.pool is not None:
-            named = {"id": sandbox, "name": now.name}
-            self._events.emit("pool.acquired", subject("pool", now.pool, now.pool), sandbox=named, lease=now.lease)
+            told = {"sandbox": {"id": sandbox, "name": now.name}, "lease": now.lease, **acquired}
+            self._events.emit("pool.acquired", subject("pool", now.pool, now.pool), **told)
             return
         if before is None:
             self._events.emit("sandbox.created", about, parent_snapshot=record.parent_snapshot)
