@@ -20,6 +20,7 @@ from thawbox.api.problems import tell_error, tell_invalid, tell_unrouted
 from thawbox.api.routes import (
     claims,
     code,
+    dashboard,
     events,
     exec,
     files,
@@ -68,5 +69,6 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(exec.router(service))
     app.include_router(files.router(service))
     app.include_router(code.router(service))
-    # Of other packages, each with `router(service)`: metrics; dashboard last, since it takes `/`.
+    # Of other packages, each with `router(service)`: metrics.
+    app.include_router(dashboard.router(service))
     return app
