@@ -3,6 +3,7 @@
 // Rule 1: rows and columns are counted from 0 here, from 1 by programs.
 // Rule 2: the cursor may stand behind the last column (`#wraps`): the next character goes to the next line.
 
+import { Line } from "./vt_line.js";
 import { Parser } from "./vt_parser.js";
 import { PLAIN, drawnWith, widthOf } from "./vt_pen.js";
 
@@ -10,13 +11,7 @@ const MOST_SCROLLED = 2000;
 const TAB = 8;
 const LINE_DRAWING = "◆▒␉␌␍␊°±␤␋┘┐┌└┼⎺⎻─⎼⎽├┤┴┬│≤≥π≠£·";
 
-/** A cell is `{char, pen}`; the second half of a wide character has an empty `char`. A line is `{cells, version}`. */
-function blankLine(columns, pen, version) {
-  return { cells: Array.from({ length: columns }, () => ({ char: " ", pen })), version };
-}
-
 export class Screen {
-  #version = 0;
   #parser = new Parser(this);
   #saved = null;
   #other = null;
@@ -68,7 +63,7 @@ export class Screen {
   /** The screen as text, without blanks at the ends of lines. */
   text() {
     return this.lines
-      .map((line) => textOf(line))
+      .map((line) => line.text)
       .join("\n")
       .trimEnd();
   }
@@ -76,17 +71,17 @@ export class Screen {
   resize(columns, rows) {
     if (columns === this.columns && rows === this.rows) return;
     const fit = (lines, cursor) => {
-      for (const line of lines) this.#fitLine(line, columns);
+      for (const line of lines) line.fit(columns);
       let above = 0;
       while (lines.length > rows) {
-        if (lines.length - 1 > cursor - above && textOf(lines.at(-1)) === "") lines.pop();
+        if (lines.length - 1 > cursor - above && lines.at(-1).text === "") lines.pop();
         else {
           const [gone] = lines.splice(0, 1);
           above += 1;
           if (lines === this.lines && !this.isAlternate) this.#keep(gone);
         }
       }
-      while (lines.length < rows) lines.push(blankLine(columns, PLAIN, (this.#version += 1)));
+      while (lines.length < rows) lines.push(new Line(columns));
       return above;
     };
     const above = fit(this.lines, this.row);
@@ -99,14 +94,6 @@ export class Screen {
     this.row = clamp(this.row - above, 0, rows - 1);
     this.column = Math.min(this.column, columns - 1);
     this.#wraps = false;
-  }
-
-  #fitLine(line, columns) {
-    if (line.cells.length > columns) line.cells.length = columns;
-    while (line.cells.length < columns) line.cells.push({ char: " ", pen: PLAIN });
-    if (line.cells.at(-1).char && widthOf(line.cells.at(-1).char) === 2)
-      line.cells[columns - 1] = { char: " ", pen: PLAIN };
-    this.#touch(line);
   }
 
   // --- what the parser tells ------------------------------------------------------------------------------------
@@ -133,15 +120,8 @@ export class Screen {
     this.#wraps = false;
     this.column = Math.min(this.column, this.columns - width);
     const line = this.lines[this.row];
-    if (this.modes.insert) {
-      line.cells.splice(this.column, 0, ...Array.from({ length: width }, () => ({ char: " ", pen: this.pen })));
-      line.cells.length = this.columns;
-    }
-    this.#split(line, this.column);
-    this.#split(line, this.column + width);
-    line.cells[this.column] = { char, pen: this.pen };
-    if (width === 2) line.cells[this.column + 1] = { char: "", pen: this.pen };
-    this.#touch(line);
+    if (this.modes.insert) line.insert(this.column, width, this.pen);
+    line.put(this.column, char, width, this.pen);
     this.#last = char;
     this.column += width;
     if (this.column >= this.columns) {
@@ -150,23 +130,9 @@ export class Screen {
     }
   }
 
-  #combine(char) {
-    const line = this.lines[this.row];
-    let at = this.#wraps ? this.column : this.column - 1;
-    if (at > 0 && line.cells[at]?.char === "") at -= 1;
-    if (at < 0) return;
-    const cell = line.cells[at];
-    line.cells[at] = { char: (cell.char + char).slice(0, 16), pen: cell.pen };
-    this.#last = line.cells[at].char;
-    this.#touch(line);
-  }
-
-  /** A wide character of which a half is overwritten is gone as a whole. */
-  #split(line, at) {
-    if (at > 0 && at < this.columns && line.cells[at].char === "") {
-      line.cells[at - 1] = { char: " ", pen: line.cells[at - 1].pen };
-      line.cells[at] = { char: " ", pen: line.cells[at].pen };
-    }
+  #combine(mark) {
+    const column = this.#wraps ? this.column : this.column - 1;
+    if (column >= 0) this.#last = this.lines[this.row].combine(column, mark);
   }
 
   control(code) {
@@ -253,8 +219,8 @@ export class Screen {
       },
       L: () => this.#insertLines(many),
       M: () => this.#deleteLines(many),
-      P: () => this.#deleteCells(many),
-      "@": () => this.#insertCells(many),
+      P: () => this.#shiftCells("remove", many),
+      "@": () => this.#shiftCells("insert", many),
       S: () => this.#scroll(many),
       T: () => this.#scroll(-many),
       I: () => this.#tab(many),
@@ -410,7 +376,7 @@ export class Screen {
   // --- erasing, inserting, deleting -----------------------------------------------------------------------------
 
   #blank() {
-    return blankLine(this.columns, this.#eraser(), (this.#version += 1));
+    return new Line(this.columns, this.#eraser());
   }
 
   /** What is erased takes the present background, and nothing else of the pen. */
@@ -419,12 +385,7 @@ export class Screen {
   }
 
   #erase(row, from, to) {
-    const line = this.lines[row];
-    const end = Math.min(to, this.columns);
-    this.#split(line, from);
-    this.#split(line, end);
-    for (let column = from; column < end; column += 1) line.cells[column] = { char: " ", pen: this.#eraser() };
-    this.#touch(line);
+    this.lines[row].erase(from, to, this.#eraser());
   }
 
   #eraseLine(what) {
@@ -445,49 +406,14 @@ export class Screen {
     for (let row = from; row < to; row += 1) this.#erase(row, 0, this.columns);
   }
 
-  #insertCells(many) {
-    const line = this.lines[this.row];
-    const blanks = Array.from({ length: Math.min(many, this.columns - this.column) }, () => ({
-      char: " ",
-      pen: this.#eraser(),
-    }));
-    this.#split(line, this.column);
-    line.cells.splice(this.column, 0, ...blanks);
-    line.cells.length = this.columns;
-    this.#mendEnd(line);
-  }
-
-  #deleteCells(many) {
-    const line = this.lines[this.row];
-    const number = Math.min(many, this.columns - this.column);
-    this.#split(line, this.column);
-    this.#split(line, this.column + number);
-    line.cells.splice(this.column, number);
-    this.#fitWith(line, this.#eraser());
-    this.#mendEnd(line);
-  }
-
-  #fitWith(line, pen) {
-    while (line.cells.length < this.columns) line.cells.push({ char: " ", pen });
-  }
-
-  #mendEnd(line) {
-    const last = line.cells[this.columns - 1];
-    if (last.char && widthOf(last.char) === 2) line.cells[this.columns - 1] = { char: " ", pen: last.pen };
+  #shiftCells(how, many) {
+    this.lines[this.row][how](this.column, many, this.#eraser());
     this.#wraps = false;
-    this.#touch(line);
   }
 
   #fillWithE() {
-    this.lines = this.lines.map(() => ({
-      cells: Array.from({ length: this.columns }, () => ({ char: "E", pen: PLAIN })),
-      version: (this.#version += 1),
-    }));
+    this.lines = this.lines.map(() => new Line(this.columns, PLAIN, "E"));
     this.#moveTo(0, 0);
-  }
-
-  #touch(line) {
-    line.version = this.#version += 1;
   }
 
   // --- modes ----------------------------------------------------------------------------------------------------
@@ -553,14 +479,6 @@ export class Screen {
     this.#charsets = ["B", "B"];
     this.#shift = 0;
   }
-}
-
-/** A line as text, without blanks at its end. */
-export function textOf(line) {
-  return line.cells
-    .map((cell) => cell.char)
-    .join("")
-    .trimEnd();
 }
 
 function clamp(value, low, high) {
