@@ -35,7 +35,7 @@ def test_a_sandbox_is_checkpointed_forked_killed_and_seen_to_recover_by_clicking
 
     here.press("Checkpoint agent")
     here.told("Checkpointed agent")
-    expect(page.locator("#snapshots g.snapshot")).to_have_count(1)
+    expect(page.locator("#snapshots .head", has_text="agent")).to_be_visible()
 
     here.press("Fork agent")
     page.get_by_label("How many").fill("2")
