@@ -29,7 +29,9 @@ OpenNode = Callable[..., Node]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--dumps", type=int, default=10, help="short freezes of the torn-memory test; 1000 were run once")
+    parser.addoption(
+        "--dumps", type=int, default=10, help="short freezes of the torn-memory test, each verified by a clone"
+    )
     parser.addoption("--cycles", type=int, default=200, help="run/rm cycles of the leak test; 1000 were run once")
 
 

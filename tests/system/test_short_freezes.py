@@ -54,6 +54,7 @@ def assert_nothing_stays(sandbox: Sandbox, processes: set[int]) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.timeout(7200)  # by --dumps there may be thousands
 def test_memory_that_is_written_all_the_time_is_taken_in_one_moment(
     workload: RunWorkload, ask: Ask, dumps: int
 ) -> None:
