@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cli_process import Cli
-from thawbox.cli.served import _connected
+from thawbox.cli.served import _open_socket
 from thawbox.host.init_client import Completed
 from thawbox.node import Node
 from thawbox.sandbox import Sandbox
@@ -181,7 +181,7 @@ def test_a_caller_that_hung_up_while_it_waited_keeps_no_clone(cli: Cli, serving:
     serving.start()
     cli("pool", "create", "p", "--template", "tiny", "--low", "0", "--high", "0", "--limit", "1")
     held = cli("pool", "acquire", "p", "--json").json()
-    with _connected(home) as hanging:
+    with _open_socket(home) as hanging:
         hanging.sendall(b"POST /v1/pools/p/leases HTTP/1.1\r\nHost: thawbox\r\nContent-Type: application/json\r\n")
         hanging.sendall(b'Content-Length: 15\r\n\r\n{"timeout": 60}')
         while cli("pool", "show", "p", "--json").json()["waiting"] != 1:

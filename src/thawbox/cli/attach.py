@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from thawbox.cli import exit_status
+from thawbox.cli.names import opened
 from thawbox.errors import SandboxNotFound
 from thawbox.host.init_wire import Stream
 from thawbox.sandbox.observe import exit_status as status_of
 
 if TYPE_CHECKING:
     from thawbox.host.init_log import LogRecord
-    from thawbox.node import Node
     from thawbox.sandbox import Sandbox
 
 
@@ -27,12 +27,14 @@ def write_record(record: LogRecord, content: bytes) -> None:
     target.flush()
 
 
-def follow_to_end(node: Node, sandbox: Sandbox, *, remove: bool) -> int:
-    """Print what the main program prints until it ends; its exit status. Interrupted, the sandbox runs on.
+def follow_to_end(identity: str, *, remove: bool) -> int:
+    """Print what the main program of a sandbox prints until it ends; its exit status. Interrupted, it runs on.
 
     With `remove` the sandbox is gone afterwards, in every case.
     """
     with contextlib.ExitStack() as undo:
+        node = undo.enter_context(opened())
+        sandbox = node.sandbox(identity)
         if remove:
             undo.callback(_remove, sandbox)
         try:

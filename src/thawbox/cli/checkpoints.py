@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import Any, TypedDict
 
 import click
 
-from thawbox import views
+from thawbox.cli.desk import reached
 from thawbox.cli.names import opened, sandbox_argument, snapshot_argument
 from thawbox.cli.output import human_ms, human_size, json_option, print_json, print_table, progress_of
-
-if TYPE_CHECKING:
-    from thawbox.sandbox import Sandbox, Snapshot
-    from thawbox.sandbox.checkpointing import Wish
 
 _count_option = click.option(
     "-n", "--count", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="How many."
@@ -74,38 +70,36 @@ def checkpoint_command(
     {"token", "frozen_ms"}.
     """
     from thawbox.cli.spec_text import read_labels, read_span
-    from thawbox.sandbox.checkpointing import Mode, Wish
 
-    wish = Wish(
-        mode=Mode(mode or "auto"), stop=stop, skip_if_clean=skip_if_clean, name=tag, labels=read_labels(labels),
-        ttl=read_span(ttl) if ttl else None, pinned=pin, when_ready=when_ready,
-    )  # fmt: skip
-    with opened() as node:
-        if in_background:
-            _begin(node.sandbox(name), wish, as_json=as_json)
-            return
-        snapshot = node.sandbox(name).checkpoint(
-            mode=wish.mode, stop=wish.stop, skip_if_clean=wish.skip_if_clean, name=wish.name, labels=wish.labels,
-            ttl=wish.ttl, pinned=wish.pinned, when_ready=wish.when_ready,
-        )  # fmt: skip
-    report = snapshot.report
-    assert report is not None  # noqa: S101 - a snapshot just made has one
-    if as_json:
-        print_json(views.checkpoint_report(report))
+    wish = {
+        "mode": mode or "auto", "stop": stop, "skip_if_clean": skip_if_clean, "name": tag,
+        "labels": read_labels(labels), "ttl": read_span(ttl) if ttl else None, "pinned": pin, "when_ready": when_ready,
+    }  # fmt: skip
+    if in_background:
+        _begin(name, wish, as_json=as_json)
         return
-    click.echo(snapshot.id)
-    frozen, size = human_ms(report.frozen_ms), human_size(report.bytes)
-    if report.skipped:
+    with reached() as node:
+        report = node.checkpoint(name, wish)
+    if as_json:
+        print_json(report)
+        return
+    click.echo(report["id"])
+    if report["skipped"]:
         click.echo("nothing changed since this snapshot, so none was made", err=True)
         return
-    why = f" (plain: {report.why_plain})" if report.why_plain else ""
-    click.echo(f"{report.kind.value}, {size}, frozen for {frozen} of {human_ms(report.total_ms)}{why}", err=True)
+    why = f" (plain: {report['why_plain']})" if report["why_plain"] else ""
+    frozen, size = human_ms(report["frozen_ms"]), human_size(report["bytes"])
+    click.echo(f"{report['kind']}, {size}, frozen for {frozen} of {human_ms(report['total_ms'])}{why}", err=True)
 
 
-def _begin(sandbox: Sandbox, wish: Wish, *, as_json: bool) -> None:
+def _begin(name: str, wish: dict[str, Any], *, as_json: bool) -> None:
+    """Here, also where the node is served: a process of its own finishes the snapshot in either case."""
     from thawbox.cli.finish import PROGRAM
+    from thawbox.sandbox.wishes import Mode, Wish
 
-    pending = sandbox.begin_checkpoint(wish, program=PROGRAM)
+    given: dict[str, Any] = {**wish, "mode": Mode(wish["mode"])}
+    with opened() as node:
+        pending = node.sandbox(name).begin_checkpoint(Wish(**given), program=PROGRAM)
     if as_json:
         print_json({"token": pending.token, "frozen_ms": round(pending.frozen_ms, 3)})
         return
@@ -125,13 +119,14 @@ def restore_command(reference: str, secrets: tuple[str, ...], env: tuple[str, ..
 
     With --json: {"id", "name", "restore_ms" (until it ran), "ready_ms" (until it answered)}.
     """
-    with opened() as node:
-        sandbox, times = node.snapshot(reference).restore(**_injected(secrets, env))
+    with reached() as node:
+        done = node.restore(reference, **_injected(secrets, env))
     if as_json:
-        print_json(views.restored(sandbox, times))
+        print_json(done)
     else:
-        click.echo(sandbox.name)
-        click.echo(f"runs after {human_ms(times.restore_ms)}, answers after {human_ms(times.ready_ms)}", err=True)
+        runs, answers = human_ms(done["restore_ms"]), human_ms(done["ready_ms"])
+        click.echo(done["name"])
+        click.echo(f"runs after {runs}, answers after {answers}", err=True)
 
 
 @click.command("clone", short_help="Make new sandboxes from a snapshot.")
@@ -152,9 +147,9 @@ def clone_command(
 
     With --json: {"sandboxes": [{"id", "name", "restore_ms", "ready_ms"}]}.
     """
-    with opened() as node:
-        given = _injected(secrets, env)
-        _clone(node.snapshot(reference), count, clone_name, as_json=as_json, eager=eager, **given)
+    with reached() as node, progress_of("cloning") as tell:
+        made = node.clone(reference, count, name=clone_name, eager=eager, tell=tell, **_injected(secrets, env))
+    _print_clones(made, as_json=as_json)
 
 
 @click.command("fork", short_help="Checkpoint a sandbox and clone it.")
@@ -168,12 +163,12 @@ def fork_command(name: str, count: int, clone_name: str, eager: bool, as_json: b
 
     With --json: {"sandboxes": [{"id", "name", "restore_ms", "ready_ms"}], "snapshot": {…as checkpoint…}}.
     """
-    with opened() as node:
-        snapshot = node.sandbox(name).checkpoint()
-        _clone(snapshot, count, clone_name, as_json=as_json, eager=eager)
+    with reached() as node, progress_of("cloning") as tell:
+        made = node.fork(name, count, name=clone_name, eager=eager, tell=tell)
+    _print_clones(made, as_json=as_json)
 
 
-class _Injected(TypedDict, total=False):
+class _Injected(TypedDict):
     """What is told to a restored program and stored nowhere."""
 
     secrets: dict[str, bytes]
@@ -190,17 +185,12 @@ def _injected(secrets: tuple[str, ...], env: tuple[str, ...]) -> _Injected:
     }
 
 
-def _clone(
-    snapshot: Snapshot, count: int, name: str, *, as_json: bool, eager: bool, **injected: Unpack[_Injected]
-) -> None:
-    with progress_of("cloning", count) as advance:
-        clones = snapshot.clones_timed(count, name=name, eager=eager, progress=advance, **injected)
-    made = [views.restored(sandbox, times) for sandbox, times in clones]
+def _print_clones(made: dict[str, Any], *, as_json: bool) -> None:
+    clones: list[dict[str, Any]] = made["sandboxes"]
     if as_json:
-        of_fork = {"snapshot": views.checkpoint_report(snapshot.report)} if snapshot.report is not None else {}
-        print_json({"sandboxes": made, **of_fork})
-    elif count == 1:
-        click.echo(clones[0][0].name)
+        print_json(made)
+    elif len(clones) == 1:
+        click.echo(clones[0]["name"])
     else:
-        rows = [(sandbox.name, sandbox.id, human_ms(times.ready_ms)) for sandbox, times in clones]
+        rows = [(one["name"], one["id"], human_ms(one["ready_ms"])) for one in clones]
         print_table(("NAME", "ID", "ANSWERED AFTER"), rows)

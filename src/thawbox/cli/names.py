@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from thawbox.cli.desk import reached
 from thawbox.errors import ThawboxError
 
 if TYPE_CHECKING:
@@ -33,18 +34,18 @@ def _beginning_with(incomplete: str, named: Iterable[tuple[str, str]]) -> list[C
 
 def complete_sandbox(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of this node's sandboxes, with their states."""
-    with contextlib.suppress(ThawboxError, OSError, sqlite3.Error), opened() as node:
-        return _beginning_with(incomplete, ((one.name, one.state.value) for one in node.sandboxes()))
+    with contextlib.suppress(ThawboxError, OSError, sqlite3.Error), reached() as node:
+        return _beginning_with(incomplete, ((one["name"], one["state"]) for one in node.sandboxes(show_all=True)))
     return []
 
 
 def complete_snapshot(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of this node's snapshots, and the beginnings of the ids of those without a name."""
-    with contextlib.suppress(ThawboxError, OSError, sqlite3.Error), opened() as node:
+    with contextlib.suppress(ThawboxError, OSError, sqlite3.Error), reached() as node:
         found: list[tuple[str, str]] = []
-        for stored in node.context.store.records():
-            about = str(stored.manifest.body.get("name", ""))
-            found += [(name, about) for name in stored.facts.names] or [(stored.id[:12], about)]
+        for one in node.snapshots({}):
+            about = str(one["sandbox"]["name"] or "")
+            found += [(name, about) for name in one["names"]] or [(one["id"][:12], about)]
         return _beginning_with(incomplete, found)
     return []
 

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, TypeVar
 
 import click
@@ -36,6 +37,17 @@ def print_json(answer: Mapping[str, object]) -> None:
     sys.stdout.write("\n")
 
 
+def in_words(value: object) -> str:
+    """A value of JSON as a person reads it; `-` for nothing."""
+    if value is None or value in ("", [], (), {}):
+        return "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={one}" for key, one in value.items())  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    return str(value)
+
+
 def human_size(size: float | None) -> str:
     """Bytes as a person reads them: `64.0 MiB`; `-` for None."""
     if size is None:
@@ -55,9 +67,9 @@ def human_duration(seconds: float) -> str:
     return f"{seconds / 86_400:.0f}d"
 
 
-def human_age(moment: float) -> str:
-    """How long ago `moment` (seconds since 1970) was."""
-    return human_duration(time.time() - moment)
+def human_age(moment: str) -> str:
+    """How long ago `moment` (as `timestamp` writes it) was."""
+    return human_duration(time.time() - datetime.fromisoformat(moment).timestamp())
 
 
 def human_ms(milliseconds: float) -> str:
@@ -95,15 +107,15 @@ def progress_of_bytes(what: str) -> Generator[Callable[[int, int], None]]:
 
 
 @contextlib.contextmanager
-def progress_of(what: str, total: int) -> Generator[Callable[[], None]]:
-    """A progress bar on stderr for `total` steps, where somebody looks at it; call what it gives after each step."""
-    if total < 2 or not sys.stderr.isatty():
-        yield lambda: None
+def progress_of(what: str) -> Generator[Callable[[int, int], None]]:
+    """A progress bar on stderr, where somebody looks at it; call what it gives with the steps done and in all."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _total: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda: progress.advance(task)
+        task = progress.add_task(what, total=None, visible=False)
+        yield lambda done, total: progress.update(task, completed=done, total=total, visible=total > 1)

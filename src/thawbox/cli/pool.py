@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from thawbox.cli.names import opened
+from thawbox.cli.desk import reached
 from thawbox.cli.output import human_ms, json_option, print_json, print_table
-from thawbox.cli.served import served
 from thawbox.cli.spec_text import read_span
-
-if TYPE_CHECKING:
-    from thawbox.node import Node
-    from thawbox.pool import Pool
 
 _pool_argument = click.argument("name", metavar="POOL")
 _SHOWN = ("name", "template", "low", "high", "limit", "parked", "leased", "restoring", "waiting")
@@ -33,25 +25,6 @@ def pool_command() -> None:
 
 def _span(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
     return None if value is None else read_span(value)
-
-
-@contextlib.contextmanager
-def _embedded(name: str) -> Generator[Pool]:
-    """The pool, kept by this command; what is parked stays when it ends."""
-    with opened() as node, node.open_pool(name, share_memory=False) as pool:
-        yield pool
-
-
-def _shown(node: Node, name: str) -> dict[str, object]:
-    """A pool that nobody keeps now, as the journal has it."""
-    from dataclasses import asdict
-
-    from thawbox.sandbox.parking import CloneParking
-
-    spec = node.pool(name)
-    found = CloneParking(node.context, name, spec.template).inherited()
-    now = {"parked": len(found.parked), "leased": len(found.leased), "restoring": 0, "waiting": 0, "open": False}
-    return {**asdict(spec), **now}
 
 
 def _print(pool: dict[str, Any], *, as_json: bool) -> None:
@@ -83,16 +56,8 @@ def create_command(name: str, as_json: bool, **options: Any) -> None:
 
     With --json: as `pool show`.
     """
-    from thawbox.pool import PoolSpec
-
-    spec = PoolSpec(name, **options)
-    with served() as service:
-        if service is not None:
-            made = service.ask("POST", "pools", body={"name": name, **options})
-        else:
-            with opened() as node:
-                node.create_pool(spec)
-                made = _shown(node, name)
+    with reached() as node:
+        made = node.create_pool(name, options)
     if as_json:
         print_json(made)
     else:
@@ -106,12 +71,8 @@ def ls_command(as_json: bool) -> None:
 
     With --json: {"pools": [as `pool show`]}.
     """
-    with served() as service:
-        if service is not None:
-            pools: list[dict[str, Any]] = service.ask("GET", "pools")["pools"]
-        else:
-            with opened() as node:
-                pools = [_shown(node, spec.name) for spec in node.pools()]
+    with reached() as node:
+        pools = node.pools()
     if as_json:
         print_json({"pools": pools})
         return
@@ -129,12 +90,9 @@ def show_command(name: str, as_json: bool) -> None:
     "parallel", "drained", "open"}; while `thawbox serve` runs also "digest", "target", "stale", "ending", "totals"
     and "last_failure".
     """
-    with served() as service:
-        if service is not None:
-            _print(service.ask("GET", "pools", name), as_json=as_json)
-            return
-    with opened() as node:
-        _print(_shown(node, name), as_json=as_json)
+    with reached() as node:
+        found = node.pool(name)
+    _print(found, as_json=as_json)
 
 
 @pool_command.command("acquire", short_help="Take a running clone from a pool.")
@@ -152,19 +110,8 @@ def acquire_command(name: str, timeout: float, ttl: float | None, as_json: bool)
     With --json: {"id", "name", "pool", "acquire_ms", "lease", "until"}; acquire_ms is what the pool took, until the
     end of the lease in seconds since 1970.
     """
-    taken: dict[str, Any]
-    with served() as service:
-        if service is not None:
-            taken = service.ask("POST", "pools", name, "leases", body={"timeout": timeout, "ttl": ttl})
-        else:
-            with _embedded(name) as pool:
-                begun = time.perf_counter()
-                lease = pool.acquire(timeout=timeout, ttl=ttl)
-                passed = (time.perf_counter() - begun) * 1000
-            taken = {
-                "id": lease.sandbox.id, "name": lease.sandbox.name, "pool": name, "acquire_ms": round(passed, 3),
-                "lease": lease.id, "until": lease.until,
-            }  # fmt: skip
+    with reached() as node:
+        taken = node.acquire(name, timeout=timeout, ttl=ttl)
     if as_json:
         print_json(taken)
     else:
@@ -180,31 +127,12 @@ def release_command(reference: str, reset: bool, as_json: bool) -> None:
 
     With --json: {"id", "name", "pool", "lease"}.
     """
-    with opened() as node:
-        released = _lease_of(node, reference)
-    pool, lease = released["pool"], released["lease"]
-    with served() as service:
-        if service is not None:
-            service.ask("DELETE", "pools", pool, "leases", lease, reset=reset)
-        else:
-            with _embedded(pool) as kept:
-                kept.release(lease, reset=reset)
+    with reached() as node:
+        released = node.release(reference, reset=reset)
     if as_json:
         print_json(released)
     else:
         click.echo(released["name"])
-
-
-def _lease_of(node: Node, reference: str) -> dict[str, str]:
-    from thawbox.errors import InvalidRequest
-
-    leased = [sandbox.record for sandbox in node.sandboxes() if sandbox.record.lease]
-    record = next((one for one in leased if one.lease == reference), None) or node.sandbox(reference).record
-    if not record.lease:
-        raise InvalidRequest(
-            f"{record.name} is not leased from a pool", remediation="`thawbox rm` removes other sandboxes"
-        )
-    return {"id": record.id, "name": record.name, "pool": record.owner.removeprefix("pool:"), "lease": record.lease}
 
 
 @pool_command.command("drain", short_help="Empty a pool for good.")
@@ -218,13 +146,8 @@ def drain_command(name: str, timeout: float | None, as_json: bool) -> None:
 
     With --json: {"name"}.
     """
-    with served() as service:
-        if service is not None:
-            service.ask("POST", "pools", name, "drain", body={"timeout": timeout})
-        else:
-            with opened() as node:
-                node.open_pool(name, share_memory=False).drain(timeout=timeout)
-                node.mark_drained(name)
+    with reached() as node:
+        node.drain(name, timeout=timeout)
     _tell_name(name, as_json=as_json)
 
 
@@ -237,12 +160,8 @@ def roll_command(name: str, timeout: float | None, as_json: bool) -> None:
 
     After `template rebuild` a pool that is kept by `thawbox serve` does this by itself. With --json: {"name"}.
     """
-    with served() as service:
-        if service is not None:
-            service.ask("POST", "pools", name, "roll", body={"timeout": timeout})
-        else:
-            with _embedded(name) as pool:
-                pool.roll(timeout=timeout)
+    with reached() as node:
+        node.roll(name, timeout=timeout)
     _tell_name(name, as_json=as_json)
 
 
@@ -255,12 +174,8 @@ def rm_command(name: str, force: bool, as_json: bool) -> None:
 
     With --json: {"name"}.
     """
-    with served() as service:
-        if service is not None:
-            service.ask("DELETE", "pools", name, force=force)
-        else:
-            with opened() as node:
-                node.remove_pool(name, force=force)
+    with reached() as node:
+        node.remove_pool(name, force=force)
     _tell_name(name, as_json=as_json)
 
 

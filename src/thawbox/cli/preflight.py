@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from thawbox import views
 from thawbox.cli import exit_status
-from thawbox.cli.names import opened, sandbox_argument
+from thawbox.cli.desk import reached
+from thawbox.cli.names import sandbox_argument
 from thawbox.cli.output import json_option, print_json
 
 
@@ -21,15 +21,15 @@ def preflight_command(name: str, as_json: bool) -> int:
     With --json: {"ok", "findings": [{"pid" (inside), "program", "where", "what", "cause", "remediation",
     "blocking"}]}; what is not blocking may go well.
     """
-    with opened() as node:
-        findings = node.sandbox(name).preflight()
-    shown = views.preflight_findings(findings)
-    ok = shown["ok"]
+    with reached() as node:
+        found = node.preflight(name)
+    ok = found["ok"]
     if as_json:
-        print_json(shown)
+        print_json(found)
         return 0 if ok else exit_status.UNFIT
-    for finding in findings:
-        click.echo(f"{'refused' if finding.blocking else 'perhaps'}  {finding}")
-        click.echo(f"         {finding.remediation}")
+    for one in found["findings"]:
+        what = f"process {one['pid']} ({one['program']}), {one['where']}: {one['what']}: {one['cause']}"
+        click.echo(f"{'refused' if one['blocking'] else 'perhaps'}  {what}")
+        click.echo(f"         {one['remediation']}")
     click.echo("It can be checkpointed." if ok else "It cannot be checkpointed.")
     return 0 if ok else exit_status.UNFIT

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from thawbox import views
-from thawbox.cli.names import opened
+from thawbox.cli.desk import reached
 from thawbox.cli.output import json_option, print_json
 from thawbox.cli.spec_options import spec_of, spec_options
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command("run", context_settings={"allow_interspersed_args": False}, short_help="Start a sandbox.")
@@ -40,14 +36,14 @@ def run_command(
     if remove and not attach:
         raise click.UsageError("--rm needs --attach: a sandbox left running is removed with `thawbox rm`")
     spec = spec_of(options, command, spec_file)
-    with opened() as node:
-        sandbox, create_ms = node.run_timed(spec)
-        if attach:
-            from thawbox.cli.attach import follow_to_end
+    with reached() as node:
+        started = node.run(spec)
+    if attach:
+        from thawbox.cli.attach import follow_to_end
 
-            return follow_to_end(node, sandbox, remove=remove)
-        if as_json:
-            print_json(views.started(sandbox, create_ms))
-        else:
-            click.echo(sandbox.name)
+        return follow_to_end(started["id"], remove=remove)
+    if as_json:
+        print_json(started)
+    else:
+        click.echo(started["name"])
     return None

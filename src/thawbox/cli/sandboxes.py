@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from thawbox import views
+from thawbox.cli.desk import reached
 from thawbox.cli.failures import SeveralFailed
-from thawbox.cli.names import complete_sandbox, opened, sandbox_argument, sandboxes_argument
+from thawbox.cli.names import complete_sandbox, sandbox_argument, sandboxes_argument
 from thawbox.cli.output import (
     coloured_state,
     human_age,
     human_size,
+    in_words,
     json_option,
     print_json,
     print_table,
@@ -22,7 +23,7 @@ from thawbox.cli.output import (
 from thawbox.errors import ThawboxError
 
 if TYPE_CHECKING:
-    from thawbox.sandbox import Record, Sandbox
+    from thawbox.cli.desk import Desk
 
 
 @click.command("ps", short_help="List sandboxes.")
@@ -35,23 +36,20 @@ def ps_command(show_all: bool, quiet: bool, as_json: bool) -> None:
     With --json: {"sandboxes": [{"id", "name", "state", "command", "created_at", "address", "parent_snapshot",
     "labels"}]}, oldest first.
     """
-    with opened() as node:
-        from thawbox.lifecycle import ALIVE
-
-        seen = [sandbox.record for sandbox in node.sandboxes()]
-        shown = [record for record in seen if show_all or record.phase in ALIVE]
+    with reached() as node:
+        shown = node.sandboxes(show_all=show_all)
     if as_json:
-        print_json({"sandboxes": [views.sandbox_brief(record) for record in shown]})
+        print_json({"sandboxes": shown})
     elif quiet:
-        click.echo("".join(f"{record.name}\n" for record in shown), nl=False)
+        click.echo("".join(f"{one['name']}\n" for one in shown), nl=False)
     else:
-        print_table(("NAME", "ID", "STATE", "AGE", "COMMAND"), [_row(record) for record in shown])
+        print_table(("NAME", "ID", "STATE", "AGE", "COMMAND"), [_row(one) for one in shown])
 
 
-def _row(record: Record) -> tuple[str, ...]:
-    command = " ".join(record.spec.command).replace("\n", " ")
+def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
+    command = " ".join(one["command"]).replace("\n", " ")
     shown = command if len(command) <= 48 else command[:47] + "…"
-    return record.name, record.id, coloured_state(record.phase.value), human_age(record.created_at), shown
+    return one["name"], one["id"], coloured_state(one["state"]), human_age(one["created_at"]), shown
 
 
 @click.command("inspect", short_help="Show everything about a sandbox.")
@@ -64,24 +62,14 @@ def inspect_command(name: str, as_json: bool) -> None:
     "created_at", "hostname", "machine_id", "layers", "ended_at", "ended_why", "exit_status", "recoveries", "spec":
     {...}}. What does not exist is null: the pid of a sandbox that has ended, an address without --net nat.
     """
-    with opened() as node:
-        found = views.sandbox_whole(node.context, node.sandbox(name).record)
+    with reached() as node:
+        found = node.inspect(name)
     if as_json:
         print_json(found)
         return
     spec: dict[str, object] = found.pop("spec")
     for key, value in (*found.items(), *((f"spec.{key}", value) for key, value in spec.items())):
-        click.echo(f"{key:22} {_in_words(value)}")
-
-
-def _in_words(value: object) -> str:
-    if value is None or value in ("", [], (), {}):
-        return "-"
-    if isinstance(value, dict):
-        return ", ".join(f"{key}={one}" for key, one in value.items())  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    return str(value)
+        click.echo(f"{key:22} {in_words(value)}")
 
 
 @click.command("stats", short_help="Show memory, CPU and tasks.")
@@ -97,11 +85,9 @@ def stats_command(name: str | None, as_json: bool) -> None:
     "pids", "pids_limit", "oom_kills", "private", "shared", "proportional" (bytes, of all its processes; the last a
     fair share of both)}; without a name: {"sandboxes": [...]} of the same.
     """
-    with opened() as node:
-        from thawbox.lifecycle import ALIVE
-
-        chosen = [node.sandbox(name)] if name else [one for one in node.sandboxes() if one.state in ALIVE]
-        used = [views.sandbox_stats(one) for one in chosen]
+    with reached() as node:
+        chosen = [name] if name else [one["id"] for one in node.sandboxes(show_all=False)]
+        used = [node.stats(one) for one in chosen]
     if as_json:
         print_json(used[0] if name else {"sandboxes": used})
         return
@@ -116,24 +102,16 @@ def stats_command(name: str | None, as_json: bool) -> None:
     print_table(("NAME", "STATE", "MEMORY", "PEAK", "LIMIT", "OWN", "SHARED", "CPU TIME", "TASKS", "OOM KILLS"), rows)
 
 
-def _for_each(names: Sequence[str], act: Callable[[Sandbox], None], *, as_json: bool, removed: bool = False) -> None:
+def _for_each(names: Sequence[str], act: Callable[[Desk, str], dict[str, Any]], *, as_json: bool) -> None:
     """Act on every sandbox named, also when it failed for one; then say what was done and raise what was not."""
-    done: list[dict[str, object]] = []
+    done: list[dict[str, Any]] = []
     failed: list[Exception] = []
-    with opened() as node:
-        from thawbox.host.cgroup import remove_node_group
-
+    with reached() as node:
         for name in names:
             try:
-                sandbox = node.sandbox(name)
-                act(sandbox)
-                shown = views.sandbox_state(sandbox) if not removed else None
+                done.append(act(node, name))
             except (ThawboxError, OSError, sqlite3.Error) as error:
                 failed.append(error)
-            else:
-                done.append(shown or {"id": sandbox.id, "name": sandbox.name, "state": "removed"})
-        if removed and not node.sandboxes():
-            remove_node_group(node.context.layout, node.context.tag)
     if as_json:
         print_json({"sandboxes": done})
     elif done:
@@ -157,7 +135,7 @@ def stop_command(names: tuple[str, ...], timeout: float | None, as_json: bool) -
 
     With --json: {"sandboxes": [{"id", "name", "state"}]}.
     """
-    _for_each(names, lambda sandbox: sandbox.stop(timeout=timeout), as_json=as_json)
+    _for_each(names, lambda node, name: node.stop(name, timeout=timeout), as_json=as_json)
 
 
 @click.command("rm", short_help="Remove ended sandboxes and their files.")
@@ -169,7 +147,7 @@ def rm_command(names: tuple[str, ...], force: bool, as_json: bool) -> None:
 
     With --json: {"sandboxes": [{"id", "name", "state": "removed"}]}.
     """
-    _for_each(names, lambda sandbox: sandbox.remove(force=force), as_json=as_json, removed=True)
+    _for_each(names, lambda node, name: node.remove(name, force=force), as_json=as_json)
 
 
 @click.command("freeze", short_help="Stop every task of sandboxes, memory held.")
@@ -180,7 +158,7 @@ def freeze_command(names: tuple[str, ...], as_json: bool) -> None:
 
     With --json: {"sandboxes": [{"id", "name", "state"}]}.
     """
-    _for_each(names, lambda sandbox: sandbox.freeze(), as_json=as_json)
+    _for_each(names, lambda node, name: node.freeze(name), as_json=as_json)
 
 
 @click.command("thaw", short_help="Let frozen sandboxes run again.")
@@ -191,4 +169,4 @@ def thaw_command(names: tuple[str, ...], as_json: bool) -> None:
 
     With --json: {"sandboxes": [{"id", "name", "state"}]}.
     """
-    _for_each(names, lambda sandbox: sandbox.thaw(), as_json=as_json)
+    _for_each(names, lambda node, name: node.thaw(name), as_json=as_json)

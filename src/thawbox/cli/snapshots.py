@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
 from thawbox import views
 from thawbox.cli import exit_status
+from thawbox.cli.desk import reached
 from thawbox.cli.names import complete_snapshot, opened, snapshot_argument
 from thawbox.cli.output import human_age, human_size, json_option, print_json, print_table, progress_of
 from thawbox.cli.replicas import checked_replicas, replicate_command, where_command
 from thawbox.cli.transfers import export_command, import_command, pull_command, push_command
-
-if TYPE_CHECKING:
-    from thawbox.model import SnapshotId
-    from thawbox.node import Node
-    from thawbox.store import Problem, Record, Store
 
 
 @click.group("snapshots", short_help="Look at, verify, name, keep, move and remove snapshots.")
@@ -27,12 +24,11 @@ def snapshots_command() -> None:
     """
 
 
-def _row(stored: Record) -> tuple[str, ...]:
-    manifest, facts = stored.manifest, stored.facts
+def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
     return (
-        stored.id[:12], ", ".join(facts.names) or "-", str(manifest.body.get("name", "-")), manifest.kind.value,
-        (manifest.parent or "-")[:12], human_size(stored.bytes), human_age(manifest.created_at),
-        "pinned" if facts.pinned else "",
+        one["id"][:12], ", ".join(one["names"]) or "-", str(one["sandbox"]["name"] or "-"), one["kind"],
+        (one["parent"] or "-")[:12], human_size(one["bytes"]), human_age(one["created_at"]),
+        "pinned" if one["pinned"] else "",
     )  # fmt: skip
 
 
@@ -55,15 +51,15 @@ def ls_command(quiet: bool, labels: tuple[str, ...], as_json: bool) -> None:
     """
     from thawbox.cli.spec_text import read_labels
 
-    wanted = read_labels(labels).items()
-    with opened() as node:
-        found = [stored for stored in node.context.store.records() if wanted <= stored.facts.labels.items()]
+    wanted = read_labels(labels)
+    with reached() as node:
+        found = node.snapshots(wanted)
     if as_json:
-        print_json({"snapshots": [views.snapshot_brief(stored) for stored in found]})
+        print_json({"snapshots": found})
     elif quiet:
-        click.echo("".join(f"{stored.id}\n" for stored in found), nl=False)
+        click.echo("".join(f"{one['id']}\n" for one in found), nl=False)
     else:
-        print_table(_HEAD, [_row(stored) for stored in found])
+        print_table(_HEAD, [_row(one) for one in found])
 
 
 @snapshots_command.command("show", short_help="Show everything about a snapshot.")
@@ -74,16 +70,15 @@ def show_command(reference: str, as_json: bool) -> None:
 
     With --json: the fields of `snapshots ls`, and {"chain", "files", "layers", "compat", "body"}.
     """
-    with opened() as node:
-        store = node.context.store
-        shown = views.snapshot_whole(store, store.resolve(reference))
-        stored = store.record(store.resolve(reference))
+    with reached() as node:
+        shown = node.snapshot(reference)
     if as_json:
         print_json(shown)
         return
-    manifest, chain = stored.manifest, cast("list[str]", shown["chain"])
-    rows = {**views.snapshot_brief(stored), "bytes": human_size(stored.bytes), "chain": f"{len(chain)} long"}
-    rows |= {"files": len(manifest.files), "kernel": manifest.compat.kernel, "engine": manifest.compat.engine}
+    chain, files, compat = shown.pop("chain"), shown.pop("files"), shown.pop("compat")
+    del shown["layers"], shown["body"]
+    rows = {**shown, "bytes": human_size(shown["bytes"]), "chain": f"{len(chain)} long"}
+    rows |= {"files": len(files), "kernel": compat["kernel"], "engine": compat["engine"]}
     for key, value in rows.items():
         click.echo(f"{key:12} {'-' if value in (None, '', [], {}) else value}")
 
@@ -96,15 +91,12 @@ def chain_command(reference: str, as_json: bool) -> None:
 
     With --json: {"chain": [… the fields of `snapshots ls` …]}.
     """
-    with opened() as node:
-        store = node.context.store
-        snapshot = store.resolve(reference)
-        shown = views.snapshot_chain(store, snapshot)
-        links = [store.record(link) for link in store.chain(snapshot)]
+    with reached() as node:
+        shown = node.chain(reference)
     if as_json:
         print_json(shown)
     else:
-        print_table(_HEAD, [_row(stored) for stored in links])
+        print_table(_HEAD, [_row(one) for one in shown["chain"]])
 
 
 @snapshots_command.command("wait", short_help="Wait for a snapshot that is on its way.")
@@ -119,8 +111,8 @@ def wait_command(token: str, timeout: str | None, as_json: bool) -> None:
     from thawbox.cli.spec_text import read_span
 
     with opened() as node:
-        snapshot = node.wait(token, timeout=read_span(timeout) if timeout else None)
-        _print_changed(node, snapshot.id, as_json=as_json)
+        made = views.snapshot_brief(node.wait(token, timeout=read_span(timeout) if timeout else None).stored)
+    _print_changed(made, as_json=as_json)
 
 
 @snapshots_command.command("flatten", short_help="Rewrite a chain as one full snapshot.")
@@ -132,9 +124,9 @@ def flatten_command(reference: str, name: str, as_json: bool) -> None:
 
     With --json: as `snapshots ls` shows one.
     """
-    with opened() as node:
-        snapshot = node.snapshot(reference).flatten(name=name)
-        _print_changed(node, snapshot.id, as_json=as_json)
+    with reached() as node:
+        made = node.flatten(reference, name=name)
+    _print_changed(made, as_json=as_json)
 
 
 @snapshots_command.command("verify", short_help="Check stored bytes.")
@@ -155,26 +147,16 @@ def verify_command(references: tuple[str, ...], deep: bool, remote: bool, repair
         raise click.UsageError("--repair needs --remote: what is damaged here is repaired by `snapshots pull`")
     if remote:
         return checked_replicas(references, repair=repair, as_json=as_json)
-    with opened() as node:
-        store = node.context.store
-        wanted = [store.resolve(reference) for reference in references] or sorted(store.catalog.ids())
-        problems = _verify_each(store, wanted, deep=deep)
+    with reached() as node, progress_of("verifying") as tell:
+        found = node.verify(references, deep=deep, tell=tell)
+    verified, problems = found.pop("verified"), found["problems"]
     if as_json:
-        print_json(views.verification(problems))
+        print_json(found)
     else:
         for one in problems:
-            click.echo(f"{one.snapshot[:12]}  {one.file}: {one.cause}")
-        click.echo(f"{len(wanted)} verified, {f'{len(problems)} problems' if problems else 'nothing wrong'}", err=True)
+            click.echo(f"{one['snapshot'][:12]}  {one['file']}: {one['cause']}")
+        click.echo(f"{verified} verified, {f'{len(problems)} problems' if problems else 'nothing wrong'}", err=True)
     return exit_status.DAMAGED if problems else 0
-
-
-def _verify_each(store: Store, wanted: list[SnapshotId], *, deep: bool) -> list[Problem]:
-    problems: list[Problem] = []
-    with progress_of("verifying", len(wanted)) as advance:
-        for snapshot in wanted:
-            problems += [one for one in store.verify([snapshot], deep=deep) if one not in problems]
-            advance()
-    return problems
 
 
 @snapshots_command.command("rm", short_help="Remove snapshots.")
@@ -186,12 +168,8 @@ def rm_command(references: tuple[str, ...], cascade: bool, as_json: bool) -> Non
 
     With --json: {"removed": [ID]}, children first.
     """
-    removed: list[SnapshotId] = []
-    with opened() as node:
-        store = node.context.store
-        for snapshot in [store.resolve(reference) for reference in references]:
-            if snapshot not in removed:
-                removed += store.remove(snapshot, cascade=cascade)
+    with reached() as node:
+        removed = node.remove_snapshots(references, cascade=cascade)
     if as_json:
         print_json({"removed": removed})
     else:
@@ -215,26 +193,25 @@ def gc_command(dry_run: bool, budget: str | None, as_json: bool) -> None:
     """
     from thawbox.cli.spec_text import read_size
 
-    with opened() as node:
-        allowed = read_size(budget) if budget is not None else node.settings.disk_budget
-        report = node.context.store.gc(budget=allowed, dry_run=dry_run)
+    allowed = read_size(budget) if budget is not None else None
+    with reached() as node:
+        report = node.collect(dry_run=dry_run, budget=allowed)
     if as_json:
-        print_json(views.collection(report))
+        print_json(report)
         return
-    for verdict in report.removed:
-        size = human_size(verdict.frees)
-        click.echo(f"{verdict.id[:12]}  {'would go' if dry_run else 'removed'} ({size}): {verdict.reason}")
-    for verdict in report.kept:
-        click.echo(f"{verdict.id[:12]}  stays: {verdict.reason}")
-    click.echo(f"{'would free' if dry_run else 'freed'} {human_size(report.freed_bytes)}", err=True)
+    for one in report["removed"]:
+        size = human_size(one["bytes"])
+        click.echo(f"{one['id'][:12]}  {'would go' if dry_run else 'removed'} ({size}): {one['reason']}")
+    for one in report["kept"]:
+        click.echo(f"{one['id'][:12]}  stays: {one['reason']}")
+    click.echo(f"{'would free' if dry_run else 'freed'} {human_size(report['freed_bytes'])}", err=True)
 
 
-def _print_changed(node: Node, snapshot: SnapshotId, *, as_json: bool) -> None:
-    stored = node.context.store.record(snapshot)
+def _print_changed(snapshot: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        print_json(views.snapshot_brief(stored))
+        print_json(snapshot)
     else:
-        click.echo(stored.id)
+        click.echo(snapshot["id"])
 
 
 @snapshots_command.command("name", short_help="Give a snapshot a name.")
@@ -243,10 +220,9 @@ def _print_changed(node: Node, snapshot: SnapshotId, *, as_json: bool) -> None:
 @json_option
 def name_command(reference: str, name: str, as_json: bool) -> None:
     """Give a snapshot a name; it moves here if another snapshot has it. With --json: as `snapshots ls` shows one."""
-    with opened() as node:
-        snapshot = node.context.store.resolve(reference)
-        node.context.store.name(snapshot, name)
-        _print_changed(node, snapshot, as_json=as_json)
+    with reached() as node:
+        changed = node.change_snapshot(reference, name=name)
+    _print_changed(changed, as_json=as_json)
 
 
 @snapshots_command.command("label", short_help="Set or remove labels of a snapshot.")
@@ -259,11 +235,9 @@ def label_command(reference: str, labels: tuple[str, ...], as_json: bool) -> Non
 
     removed = [label[:-1] for label in labels if label.endswith("-") and "=" not in label]
     given = read_labels(label for label in labels if "=" in label or not label.endswith("-"))
-    with opened() as node:
-        snapshot = node.context.store.resolve(reference)
-        for key, value in (*given.items(), *((key, None) for key in removed)):
-            node.context.store.label(snapshot, key, value)
-        _print_changed(node, snapshot, as_json=as_json)
+    with reached() as node:
+        changed = node.change_snapshot(reference, labels={**given, **dict.fromkeys(removed)})
+    _print_changed(changed, as_json=as_json)
 
 
 @snapshots_command.command("pin", short_help="Keep a snapshot from being removed.")
@@ -272,10 +246,9 @@ def label_command(reference: str, labels: tuple[str, ...], as_json: bool) -> Non
 @json_option
 def pin_command(reference: str, off: bool, as_json: bool) -> None:
     """Keep a snapshot, and all it depends on, from `gc` and `rm`. With --json: as `snapshots ls` shows one."""
-    with opened() as node:
-        snapshot = node.context.store.resolve(reference)
-        node.context.store.pin(snapshot, pinned=not off)
-        _print_changed(node, snapshot, as_json=as_json)
+    with reached() as node:
+        changed = node.change_snapshot(reference, pinned=not off)
+    _print_changed(changed, as_json=as_json)
 
 
 @snapshots_command.command("expire", short_help="Let gc take a snapshot after some time.")
@@ -286,8 +259,7 @@ def expire_command(reference: str, span: str, as_json: bool) -> None:
     """Let `gc` take a snapshot from SPAN on (90m, 12h, 7d) from now, or never. With --json: as `snapshots ls`."""
     from thawbox.cli.spec_text import read_span
 
-    with opened() as node:
-        store = node.context.store
-        snapshot = store.resolve(reference)
-        store.expire(snapshot, None if span == "never" else store.now() + read_span(span))
-        _print_changed(node, snapshot, as_json=as_json)
+    ttl = None if span == "never" else read_span(span)
+    with reached() as node:
+        changed = node.change_snapshot(reference, ttl=ttl, never_expires=ttl is None)
+    _print_changed(changed, as_json=as_json)

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from thawbox.cli.names import opened, sandbox_argument
+from thawbox.cli.desk import reached
+from thawbox.cli.names import sandbox_argument
 from thawbox.cli.output import json_option, print_json
-from thawbox.cli.served import served
 
 
 @click.command("supervise", short_help="Have a sandbox brought back when it dies.")
@@ -57,9 +57,7 @@ def supervise_command(
     """
     from thawbox.cli import spec_text
     from thawbox.model import Restart
-    from thawbox.restart_plan import Policy
-    from thawbox.sandbox.recovering import Supervised, forget_supervised, remember_supervised
-    from thawbox.supervisor import ask_for_supervision
+    from thawbox.restart_plan import Policy, check_policy
 
     policy = Policy(
         restart=Restart(restart),
@@ -69,20 +67,14 @@ def supervise_command(
         keep=keep,
         spare=spare,
     )
-    with opened() as node:
-        sandbox = node.sandbox(name)
-        if off:
-            forget_supervised(node.context, sandbox.id)
-            if sandbox.spec.restart is not Restart.NO or sandbox.spec.checkpoint_every:  # its spec would ask again
-                remember_supervised(node.context, sandbox.id, Supervised(Policy(restart=Restart.NO)))
-        else:
-            ask_for_supervision(node.context, sandbox, policy)
-    with served() as service:
-        is_watched = service is not None and not off
+    if not off:
+        check_policy(policy)
+    with reached() as node:
+        done = node.leave_alone(name) if off else node.supervise(name, policy)
+        is_watched = node.is_served and not off
     if as_json:
-        print_json({"id": sandbox.id, "name": sandbox.name, "restart": "no" if off else restart,
-                    "is_watched": is_watched})  # fmt: skip
+        print_json({**done, "restart": "no" if off else restart, "is_watched": is_watched})
         return
-    click.echo(sandbox.name)
+    click.echo(done["name"])
     if not off and not is_watched:
         click.echo("thawbox: nothing watches yet: start `thawbox serve`", err=True)

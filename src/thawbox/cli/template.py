@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from thawbox import views
-from thawbox.cli.names import opened
-from thawbox.cli.output import human_age, human_size, json_option, print_json, print_table
+from thawbox.cli.desk import reached
+from thawbox.cli.output import human_age, human_size, in_words, json_option, print_json, print_table
 from thawbox.cli.spec_options import spec_of, spec_options
-
-if TYPE_CHECKING:
-    from thawbox.sandbox.templates import Template
 
 _template_argument = click.argument("name", metavar="TEMPLATE")
 
@@ -25,13 +21,14 @@ def template_command() -> None:
     """
 
 
-def _tell(template: Template, *, as_json: bool) -> None:
-    for exposure in template.exposures:
-        click.echo(f"thawbox: every clone of {template.name} will hold what looks like a secret: {exposure}", err=True)
+def _tell(template: dict[str, Any], *, as_json: bool) -> None:
+    name = template["name"]
+    for exposure in template["exposures"]:
+        click.echo(f"thawbox: every clone of {name} will hold what looks like a secret: {exposure}", err=True)
     if as_json:
-        print_json(views.template_brief(template))
+        print_json(template)
     else:
-        click.echo(template.name)
+        click.echo(name)
 
 
 @template_command.command("create", short_help="Boot a spec and keep it as a template.")
@@ -53,8 +50,9 @@ def create_command(
     With --json: {"name", "snapshot", "command", "bytes", "created_at", "rebuilt_at", "exposures"}.
     """
     spec = spec_of(options, command, spec_file)
-    with opened() as node:
-        _tell(node.create_template(name, spec), as_json=as_json)
+    with reached() as node:
+        made = node.create_template(name, spec)
+    _tell(made, as_json=as_json)
 
 
 @template_command.command("ls", short_help="List templates.")
@@ -65,15 +63,18 @@ def ls_command(as_json: bool) -> None:
     With --json: {"templates": [{"name", "snapshot", "command", "bytes", "created_at", "rebuilt_at",
     "exposures"}]}.
     """
-    with opened() as node:
+    with reached() as node:
         templates = node.templates()
     if as_json:
-        print_json({"templates": [views.template_brief(template) for template in templates]})
+        print_json({"templates": templates})
         return
     rows = [
-        (one.name, one.snapshot[:12], human_size(one.bytes), human_age(one.rebuilt_at), " ".join(one.spec.command)[:48])
+        (
+            one["name"], one["snapshot"][:12], human_size(one["bytes"]), human_age(one["rebuilt_at"]),
+            " ".join(one["command"])[:48],
+        )
         for one in templates
-    ]
+    ]  # fmt: skip
     print_table(("NAME", "SNAPSHOT", "SIZE", "AGE", "COMMAND"), rows)
 
 
@@ -85,14 +86,14 @@ def show_command(name: str, as_json: bool) -> None:
 
     With --json: {"name", "snapshot", "command", "bytes", "created_at", "rebuilt_at", "exposures", "spec": {...}}.
     """
-    with opened() as node:
-        shown = views.template_whole(node.template(name))
+    with reached() as node:
+        shown = node.template(name)
     if as_json:
         print_json(shown)
         return
     spec: dict[str, object] = shown.pop("spec")
     for key, value in (*shown.items(), *((f"spec.{key}", value) for key, value in spec.items())):
-        click.echo(f"{key:18} {value if value not in (None, '', [], (), {}) else '-'}")
+        click.echo(f"{key:18} {in_words(value)}")
 
 
 @template_command.command("rebuild", short_help="Boot a template's spec anew.")
@@ -103,8 +104,9 @@ def rebuild_command(name: str, as_json: bool) -> None:
 
     The old snapshot stays in use when this fails. With --json: as `template create`.
     """
-    with opened() as node:
-        _tell(node.rebuild_template(name), as_json=as_json)
+    with reached() as node:
+        built = node.rebuild_template(name)
+    _tell(built, as_json=as_json)
 
 
 @template_command.command("rm", short_help="Remove a template and its snapshot.")
@@ -115,7 +117,7 @@ def rm_command(name: str, as_json: bool) -> None:
 
     With --json: {"name"}.
     """
-    with opened() as node:
+    with reached() as node:
         node.remove_template(name)
     if as_json:
         print_json({"name": name})

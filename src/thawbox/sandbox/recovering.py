@@ -26,8 +26,8 @@ from thawbox.errors import (
     Unsupported,
 )
 from thawbox.lifecycle import ALIVE, Verb, next_phase
-from thawbox.model import Phase, SandboxId, SnapshotId
-from thawbox.restart_plan import Attempt, Death, Made, Outcome, Policy, candidates
+from thawbox.model import Phase, Restart, SandboxId, SnapshotId
+from thawbox.restart_plan import Attempt, Death, Made, Outcome, Policy, candidates, policy_of
 from thawbox.sandbox.body import read_body
 from thawbox.sandbox.context import Context
 from thawbox.sandbox.ending import STOPPED, take_down
@@ -224,6 +224,13 @@ def forget_supervised(context: Context, sandbox: SandboxId) -> None:
     context.journal.remove_entry(_SUPERVISED, sandbox)
     for number in context.journal.entries(_recoveries(sandbox)):
         context.journal.remove_entry(_recoveries(sandbox), number)
+
+
+def stop_supervising(context: Context, record: Record) -> None:
+    """Have nobody watch over a sandbox from now on, also where its spec asks for it."""
+    forget_supervised(context, record.id)
+    if policy_of(record.spec) is not None:
+        remember_supervised(context, record.id, Supervised(Policy(restart=Restart.NO)))
 
 
 def all_supervised(context: Context) -> dict[SandboxId, Supervised]:

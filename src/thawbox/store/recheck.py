@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
 from thawbox.errors import SnapshotNotFound
+from thawbox.model import SnapshotId
 from thawbox.store.store import Store
 from thawbox.store.verify import Problem
 from thawbox.telemetry import NOBODY, Telemetry
+
+
+def verify_each(
+    store: Store, snapshots: Sequence[SnapshotId], *, deep: bool, tell: Callable[[int, int], None]
+) -> list[Problem]:
+    """What is wrong with these snapshots and what they depend on, each problem once; `tell` hears after each."""
+    problems: list[Problem] = []
+    for number, snapshot in enumerate(snapshots, 1):
+        problems += [one for one in store.verify([snapshot], deep=deep) if one not in problems]
+        tell(number, len(snapshots))
+    return problems
 
 
 class Recheck:

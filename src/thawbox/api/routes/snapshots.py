@@ -11,7 +11,18 @@ from starlette.responses import Response
 
 from thawbox import views
 from thawbox.api.access import Admin, Reader, User
-from thawbox.api.answers import Answer, Body, Injected, Labels, Page, Reference, carry_out, read_labels, resource
+from thawbox.api.answers import (
+    LONGEST_TEXT,
+    Answer,
+    Body,
+    Injected,
+    Labels,
+    Page,
+    Reference,
+    carry_out,
+    read_labels,
+    resource,
+)
 from thawbox.api.operations import LIFE, STORE, Progress
 from thawbox.api.routes.sandboxes import MOST_CLONES, make_clones
 from thawbox.api.service import Service
@@ -19,7 +30,9 @@ from thawbox.api.watch import subject
 from thawbox.model import SandboxId, SnapshotId
 from thawbox.sandbox import Snapshot
 from thawbox.sandbox.body import read_body
+from thawbox.store import Problem
 from thawbox.store import Record as Stored
+from thawbox.store.recheck import verify_each
 from thawbox.store.transfer import Progress as Moved
 
 Pages = Annotated[Page, Depends()]
@@ -33,6 +46,10 @@ class Clone(Injected):
 
 class Verify(Body):
     deep: bool = False
+
+
+class VerifyMany(Verify):
+    snapshots: list[Annotated[str, Field(max_length=LONGEST_TEXT)]] = Field(default_factory=list)
 
 
 class Flatten(Body):
@@ -145,6 +162,22 @@ def _many(service: Service, routes: APIRouter) -> None:
 
         return await carry_out(service, request, caller, "snapshot.gc", act, lane=STORE)
 
+    @routes.post("/verify")
+    async def verify_snapshots(request: Request, caller: User, wish: VerifyMany | None = None) -> Response:
+        """Check these snapshots, by default all, also those whose manifest cannot be read."""
+        wished = wish or VerifyMany()
+
+        def act(progress: Progress) -> object:
+            store = service.store
+            wanted = [store.resolve(ref) for ref in wished.snapshots] or sorted(store.catalog.ids())
+            found = verify_each(
+                store, wanted, deep=wished.deep, tell=lambda done, total: progress.tell(done, total, "snapshots")
+            )
+            _tell_damage(service, found)
+            return {**views.verification(found), "verified": len(wanted)}
+
+        return await carry_out(service, request, caller, "snapshot.verify", act, lane=STORE)
+
     @routes.post("/push")
     async def push_snapshot(request: Request, caller: Admin, wish: Push) -> Response:
         """Send a snapshot and all it depends on to s3://, gs://, az:// or file://; only what is not there travels."""
@@ -216,9 +249,7 @@ def _changing(service: Service, routes: APIRouter) -> None:
             for number, link in enumerate(chain):
                 progress.tell(number, len(chain), "snapshots")
                 problems += service.store.verify([link], deep=deep)
-            for damaged in {problem.snapshot: problem for problem in problems}.values():
-                about = subject("snapshot", damaged.snapshot, "")
-                service.events.emit("snapshot.damaged", about, file=damaged.file, cause=damaged.cause)
+            _tell_damage(service, problems)
             return views.verification(problems)
 
         return await carry_out(service, request, caller, "snapshot.verify", act, lane=STORE)
@@ -240,6 +271,12 @@ def _changing(service: Service, routes: APIRouter) -> None:
             return views.snapshot_brief(made.stored)
 
         return await carry_out(service, request, caller, "snapshot.flatten", act, lane=STORE)
+
+
+def _tell_damage(service: Service, problems: list[Problem]) -> None:
+    for damaged in {problem.snapshot: problem for problem in problems}.values():
+        about = subject("snapshot", damaged.snapshot, "")
+        service.events.emit("snapshot.damaged", about, file=damaged.file, cause=damaged.cause)
 
 
 def _apply(service: Service, snapshot: SnapshotId, change: Change) -> None:
