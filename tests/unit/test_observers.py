@@ -5,16 +5,13 @@ from __future__ import annotations
 import io
 import json
 import logging
-import queue
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import structlog
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from otlp_receiver import Receiver
 from thawbox.api.logs import StepLog, set_up_logs
 from thawbox.api.metrics import Metrics
 from thawbox.api.tracing import Tracing
@@ -127,46 +124,6 @@ def test_what_libraries_log_is_written_the_same_way(written: io.StringIO) -> Non
 # Traces
 
 
-class Receiver:
-    """A small OTLP/HTTP receiver: what it was posted, decoded."""
-
-    def __init__(self) -> None:
-        self._posted: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
-        posted = self._posted
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                posted.put((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = HTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-    def spans(self) -> dict[str, Span]:
-        """The spans of the next request, by name."""
-        path, content = self._posted.get(timeout=60)
-        assert path == "/v1/traces"
-        request = ExportTraceServiceRequest.FromString(content)
-        return {
-            span.name: span
-            for resource in request.resource_spans
-            for scope in resource.scope_spans
-            for span in scope.spans
-        }
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     receiver = Receiver()
@@ -193,7 +150,7 @@ def test_a_trace_goes_on_the_callers_and_leads_down_to_phases(tracing: Tracing, 
         request.note(status=201)
     assert request.fields["trace"] == trace
     tracing.flush(seconds=30)
-    spans = receiver.spans()
+    spans = {span.name: span for span in receiver.next_spans()}
     http, dumped, phase = (spans[name] for name in ("http.request", "engine.dump", "criu.until-post-dump"))
     assert {span.trace_id.hex() for span in spans.values()} == {trace}
     assert http.parent_span_id.hex() == parent
@@ -211,6 +168,6 @@ def test_a_span_of_what_failed_says_the_code_and_nothing_else(tracing: Tracing, 
     with pytest.raises(HookFailed), Telemetry(tracing).step("clone"):
         raise HookFailed("it printed hunter2")
     tracing.flush(seconds=30)
-    span = receiver.spans()["clone"]
+    span = next(span for span in receiver.next_spans() if span.name == "clone")
     assert (span.status.code, span.status.message) == (2, "engine.hook")
     assert b"hunter2" not in span.SerializeToString()

@@ -58,17 +58,12 @@ def _peer(connection: socket.socket | None) -> Peer | None:
     return Peer(pid, uid)
 
 
-Hear = Callable[[AsgiScope, Caller | None, Refused], None]
-"""Hears of each request that was refused: for the audit log."""
-
-
 class Authentication:
-    """The outermost layer: `scope["state"]["caller"]` says who asks, or the request is answered 401 here."""
+    """`scope["state"]["caller"]` says who asks, or the request is answered 401 here."""
 
-    def __init__(self, app: ASGIApp, *, service: Service, refused: Hear | None = None) -> None:
+    def __init__(self, app: ASGIApp, *, service: Service) -> None:
         self._app = app
         self._service = service
-        self._refused = refused
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
@@ -78,8 +73,6 @@ class Authentication:
                 state["caller"] = self._caller(HTTPConnection(scope))
             except Refused as error:
                 if not is_open(scope["path"]):
-                    if self._refused is not None:
-                        self._refused(scope, None, error)
                     await _refuse(scope, receive, send, error)
                     return
         await self._app(scope, receive, send)

@@ -16,6 +16,7 @@ from thawbox.api.access import Authentication
 from thawbox.api.answers import Patience
 from thawbox.api.gates import BodyLimit, Capacity
 from thawbox.api.idempotency import Idempotency
+from thawbox.api.observing import Observed
 from thawbox.api.problems import tell_error, tell_invalid, tell_unrouted
 from thawbox.api.routes import (
     claims,
@@ -24,6 +25,7 @@ from thawbox.api.routes import (
     events,
     exec,
     files,
+    metrics,
     node,
     operations,
     pools,
@@ -56,6 +58,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(BodyLimit)
     app.add_middleware(Authentication, service=service)
     app.add_middleware(Capacity)
+    app.add_middleware(Observed, service=service)
     patience = Patience()
     app.include_router(node.router(service))
     app.include_router(sandboxes.router(service))
@@ -69,6 +72,6 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(exec.router(service))
     app.include_router(files.router(service))
     app.include_router(code.router(service))
-    # Of other packages, each with `router(service)`: metrics.
+    app.include_router(metrics.router(service))
     app.include_router(dashboard.router(service))
     return app

@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 
-from thawbox.errors import DumpFailed, IntegrityError, InvalidRequest, NotFound, RestoreFailed, Unavailable
+from thawbox.errors import DumpFailed, IntegrityError, InvalidRequest, NotFound, Refused, RestoreFailed, Unavailable
 from thawbox.telemetry import Step
 
 if TYPE_CHECKING:
     from structlog.typing import Processor
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-_OF_THE_CALLER = (InvalidRequest, NotFound)
+_OF_THE_CALLER = (InvalidRequest, NotFound, Refused)
 _OF_THE_MACHINE = (DumpFailed, RestoreFailed, IntegrityError, Unavailable, OSError)
 _WORTH_INFO = frozenset({
     "run", "checkpoint", "checkpoint.begin", "checkpoint.finish", "restore", "clone", "freeze", "thaw", "stop",
     "remove", "flatten", "template.create", "template.rebuild", "recovery", "pool.acquire", "push", "pull",
 })  # fmt: skip
-_ALARMING = frozenset({"snapshot.damaged"})
+_ALARMING = frozenset({"snapshot.damaged", "audit.failed", "recover.gave_up"})
 
 
 def set_up_logs(*, level: str, as_json: bool, stream: TextIO | None = None) -> None:

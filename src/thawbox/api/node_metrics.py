@@ -25,6 +25,12 @@ from thawbox.supervisor import State, Status
 
 MEMORY_SECONDS = 10.0
 """For how long measured memory is told again: it costs about a millisecond for each process."""
+NAMES = (
+    "thawbox_build_info", "thawbox_sandboxes", "thawbox_sandbox_memory_bytes", "thawbox_pool_clones",
+    "thawbox_pool_mark", "thawbox_pool_waiting", "thawbox_pool_events_total", "thawbox_snapshots",
+    "thawbox_store_bytes", "thawbox_supervised",
+)  # fmt: skip
+"""All that is told here."""
 _CLONES = ("parked", "leased", "restoring", "stale", "ending")
 _MARKS = ("low", "high", "limit", "target")
 

@@ -25,6 +25,7 @@ from thawbox.api.book import Book
 from thawbox.api.events import Events
 from thawbox.api.problems import describe
 from thawbox.errors import Busy, Cancelled, NotFound, ThawboxError, Unavailable
+from thawbox.telemetry import carried
 from thawbox.views import timestamp
 
 KEPT = 1000
@@ -199,7 +200,7 @@ class Operations:
             operation.done.add_done_callback(lambda _: self._over(operation))
         operation.done.add_done_callback(lambda _: self._ended(operation, crew))
         with self._lock:
-            crew.give(lambda: operation.carry_out(self._now, lambda: self._changed(operation)))
+            crew.give(carried(lambda: operation.carry_out(self._now, lambda: self._changed(operation))))
         return operation
 
     def _ended(self, operation: Operation, crew: _Crew) -> None:

@@ -35,6 +35,7 @@ from thawbox.errors import (
     Unavailable,
     Unsupported,
 )
+from thawbox.telemetry import current_step
 
 HTTP_STATUSES: dict[type[ThawboxError], int] = {
     InvalidRequest: 400,
@@ -56,11 +57,22 @@ HTTP_STATUSES: dict[type[ThawboxError], int] = {
 }
 """One per family, or for a class that differs from its family."""
 
+REQUEST = "http.request"
+"""The step that a request is."""
 PROBLEM = "application/problem+json"
 RETRY_SECONDS = 1
 """What `Retry-After` says: a clone is parked, a queue is shorter, a stopping node is back within about this."""
 _DISK_FULL = {errno.ENOSPC: 507, errno.EDQUOT: 507}
 _log = structlog.get_logger()
+
+
+def note_failure(code: str) -> None:
+    """Let the request's step know why it is answered with a problem."""
+    step = current_step()
+    while step is not None and step.name != REQUEST:
+        step = step.parent
+    if step is not None:
+        step.note(code=code)
 
 
 def http_status_of(error: ThawboxError) -> int:
@@ -71,6 +83,7 @@ def http_status_of(error: ThawboxError) -> int:
 def problem_of(error: BaseException) -> JSONResponse:
     """The answer to whoever asked for what went wrong, whatever it was."""
     told = describe(error)
+    note_failure(str(told["code"]))
     status = int(str(told["status"]))
     headers: dict[str, str] = {}
     if status in (429, 503):
@@ -122,6 +135,7 @@ def _as_response(
     status: int, code: str, cause: str, remediation: str, *, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
     told = _problem(status, code, cause, remediation)
+    note_failure(code)
     return JSONResponse(told, status_code=status, media_type=PROBLEM, headers=dict(headers or {}))
 
 

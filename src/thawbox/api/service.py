@@ -16,11 +16,14 @@ from typing import Any, Self
 from thawbox.api.book import Book
 from thawbox.api.events import Events
 from thawbox.api.facts import Doctor, facts_of
+from thawbox.api.node_metrics import NodeMetrics
+from thawbox.api.observing import Observing
 from thawbox.api.operations import Operations
 from thawbox.api.owners import Owners
 from thawbox.api.tokens import Caller, Tokens
 from thawbox.api.watch import Watch, subject
-from thawbox.errors import Busy, NotFound, SandboxNotFound
+from thawbox.audit import Audit
+from thawbox.errors import Busy, SandboxNotFound
 from thawbox.model import Restart, SandboxId
 from thawbox.node import Node
 from thawbox.pool import Pool, PoolSpec
@@ -42,8 +45,9 @@ _RECOVERIES = {
 class Service:
     """A node as a service, for the length of the block. At its end pools are closed, not drained; sandboxes run on."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, *, observing: Observing | None = None) -> None:
         self.node = node
+        self.observing = observing or Observing()
         self.started_at = time.time()
         self._undo = ExitStack()
         self._pools: dict[str, Pool] = {}
@@ -56,6 +60,7 @@ class Service:
     def __enter__(self) -> Self:
         context = self.node.context
         with ExitStack() as undo:
+            self.audit = undo.enter_context(Audit(self.node.settings.home))
             self.book = Book(self.node.settings.home)
             undo.callback(self.book.close)
             self.tokens = Tokens(self.book)
@@ -63,13 +68,17 @@ class Service:
             self.operations = Operations(self.book, self.events)
             self.owners = Owners(self.book, context)
             self.watch = undo.enter_context(Watch(context, self.events))
-            self.recheck = undo.enter_context(Recheck(context.store, period=self.node.settings.verify_every))
+            period, telemetry = self.node.settings.verify_every, self.observing.telemetry
+            self.recheck = undo.enter_context(Recheck(context.store, period=period, telemetry=telemetry))
             undo.enter_context(self.node.mirroring())
             self.supervisor = undo.enter_context(Supervisor(context, tell=self._hear))
             undo.callback(self._close_pools)
             for spec in self.node.pools():
                 if not spec.drained:
                     self.open(spec.name)
+            self.observing.metrics.include(
+                NodeMetrics(self.node, pools=self.pools, supervised=self.supervisor.statuses)
+            )
             undo.callback(self._stop)
             self.watch.levels = self._levels
             self._undo = undo.pop_all()
@@ -124,6 +133,8 @@ class Service:
         self.watch.check()
 
     def _hear(self, event: Event) -> None:
+        figures = {key: one for key, one in event.details.items() if isinstance(one, (int, float))}
+        self.observing.telemetry.happened(event.what, sandbox=event.sandbox, **figures)
         kind = _RECOVERIES.get(event.what)
         if kind is not None:
             self.watch.look_at(event.sandbox)
@@ -201,13 +212,9 @@ class Service:
             return self._pools[name]
 
     def pool(self, name: str) -> Pool:
-        """An open pool; raises NotFound."""
-        try:
-            return self._pools[name]
-        except KeyError:
-            spec = self.node.pool(name)
-            why = "was drained" if spec.drained else "was made after `thawbox serve` began"
-            raise NotFound(f"pool {name} is not open: it {why}", remediation="make a new pool, or restart it") from None
+        """A pool, opened if somebody else has made it meanwhile; raises NotFound, Unavailable when it was drained."""
+        found = self._pools.get(name)
+        return self.open(name) if found is None else found
 
     def pools(self) -> dict[str, Pool]:
         with self._lock:

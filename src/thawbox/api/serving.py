@@ -27,6 +27,7 @@ from anyio import to_thread
 from thawbox.api.access import PeerProtocol
 from thawbox.api.app import create_app
 from thawbox.api.logs import set_up_logs
+from thawbox.api.observing import Observing
 from thawbox.api.service import Service
 from thawbox.config import notify_socket
 from thawbox.errors import InvalidRequest, Unavailable
@@ -68,7 +69,7 @@ class Answering:
 
 def serve(
     node: Node, *, listening: Listening = Listening(), drain_timeout: float = DRAIN_SECONDS,
-    ready: Callable[[Answering], None] = lambda _: None,
+    ready: Callable[[Answering], None] = lambda _: None, observing: Observing | None = None,
 ) -> None:  # fmt: skip
     """Own the node and answer for it until SIGTERM or SIGINT; `ready` is told where, once all pools are open.
 
@@ -81,10 +82,10 @@ def serve(
         undo.enter_context(_alone(node))
         context = _tls(listening)
         outside = undo.enter_context(_listening_outside(listening))
-        service = Service(node)
+        service = Service(node, observing=observing)
         config = uvicorn.Config(
             create_app(service), http=PeerProtocol, ws="websockets-sansio", lifespan="off", log_level="warning",
-            access_log=False, server_header=False, backlog=BACKLOG, timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            log_config=None, access_log=False, server_header=False, backlog=BACKLOG, timeout_keep_alive=KEEP_ALIVE_SECONDS,
         )  # fmt: skip
         server = _Server(config, service, outside, context, drain_timeout)
         undo.enter_context(_ended_by_signals(server))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from thawbox.cli.names import opened
 from thawbox.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
@@ -41,8 +42,11 @@ def serve_command(
 
     With --json: {"socket", "url" (null without --port)}, once it answers.
     """
+    from thawbox.api.observing import observing_as
     from thawbox.api.serving import Listening, serve
     from thawbox.cli.spec_text import read_span
+    from thawbox.config import load_settings
+    from thawbox.node import Node
 
     def ready(where: Answering) -> None:
         if as_json:
@@ -55,5 +59,7 @@ def serve_command(
         click.echo(f"thawbox: tokens and all else travel readable to {host}: see --tls-cert", err=True)
     listening = Listening(host, port, tls_cert, tls_key)
     seconds = read_span(drain_timeout)
-    with opened() as node:
-        serve(node, listening=listening, drain_timeout=seconds, ready=ready)
+    settings = load_settings()
+    observing = observing_as(settings, node=socket.gethostname())
+    with contextlib.closing(observing), Node(settings, telemetry=observing.telemetry) as node:
+        serve(node, listening=listening, drain_timeout=seconds, ready=ready, observing=observing)
