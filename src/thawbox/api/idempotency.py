@@ -1,7 +1,7 @@
 """`Idempotency-Key`: a POST that is sent again is answered as the first time, and done once.
 
 Rule 1: an answer is in the book before it is sent, so whoever saw it sees it again.
-Rule 2: an answer that says "not now" or that the node failed is not kept: the same request may succeed later.
+Rule 2: an answer that says "not now", "not here" or that the node failed is not kept: the same may succeed later.
 Rule 3: an answer that is never to be stored (`Cache-Control: no-store`: a token's text) is remembered, not kept.
 """
 
@@ -29,7 +29,7 @@ LONGEST_KEY = 255
 LONGEST_ANSWER = 1 << 20
 """Bytes of an answer that is kept; of a longer one only that it was given."""
 _SWEEP_EVERY = 200
-_NOT_KEPT = frozenset({401, 403, 408, 413, 429})
+_NOT_KEPT = frozenset({401, 403, 404, 408, 413, 429})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,8 @@ class Idempotency:
         if body is None:
             return  # the caller is gone, and what he wanted was never said
         digest = hashlib.sha256(scope["query_string"] + b"\n" + body).hexdigest()
-        asked = _Asked(f"{caller.key} POST {scope['path']}", key, digest)
+        path = hashlib.sha256(scope["path"].encode("utf-8", "surrogateescape")).hexdigest()  # it may hold anything
+        asked = _Asked(f"{caller.key} POST {path}", key, digest)
         async with self._alone(asked.whose, key):
             again = self._answer_to(asked)
             if again is not None:

@@ -85,7 +85,8 @@ def serve(
         service = Service(node, observing=observing)
         config = uvicorn.Config(
             create_app(service), http=PeerProtocol, ws="websockets-sansio", lifespan="off", log_level="warning",
-            log_config=None, access_log=False, server_header=False, backlog=BACKLOG, timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            log_config=None, access_log=False, server_header=False, backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
         )  # fmt: skip
         server = _Server(config, service, outside, context, drain_timeout)
         undo.enter_context(_ended_by_signals(server))

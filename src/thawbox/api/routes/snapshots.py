@@ -187,9 +187,11 @@ def _many(service: Service, routes: APIRouter) -> None:
             from thawbox.store.push import push
 
             snapshot = service.store.resolve(wish.snapshot)
-            report = push(
-                service.store, open_backend(wish.url), snapshot, on_progress=_moving(progress), repair=wish.repair
-            )
+            with service.observing.telemetry.step("push", snapshot=snapshot) as step:
+                report = push(
+                    service.store, open_backend(wish.url), snapshot, on_progress=_moving(progress), repair=wish.repair
+                )
+                step.note(bytes=report.moved_bytes)
             return msgspec.to_builtins(report)
 
         return await carry_out(service, request, caller, "snapshot.push", act, lane=STORE)
@@ -204,7 +206,9 @@ def _many(service: Service, routes: APIRouter) -> None:
 
             backend = open_backend(wish.url)
             snapshot = resolve_remote(backend, wish.snapshot)
-            report = pull(service.store, [backend], snapshot, name=wish.name, on_progress=_moving(progress))
+            with service.observing.telemetry.step("pull", snapshot=snapshot) as step:
+                report = pull(service.store, [backend], snapshot, name=wish.name, on_progress=_moving(progress))
+                step.note(bytes=report.moved_bytes)
             service.watch.look()
             return msgspec.to_builtins(report)
 
