@@ -6,13 +6,13 @@ Every answer is the object that the command prints with --json; `served.Served` 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from thawbox import views
+from thawbox.cli.output import counted
 
 if TYPE_CHECKING:
     from thawbox.model import Spec
@@ -92,13 +92,13 @@ class Embedded:
         environment: Mapping[str, str], tell: Tell,
     ) -> Given:  # fmt: skip
         made = self._node.snapshot(reference).clones_timed(
-            count, name=name, eager=eager, progress=_counted(count, tell), secrets=secrets, environment=environment
+            count, name=name, eager=eager, progress=counted(count, tell), secrets=secrets, environment=environment
         )
         return {"sandboxes": [views.restored(one, times) for one, times in made]}
 
     def fork(self, reference: str, count: int, *, name: str, eager: bool, tell: Tell) -> Given:
         snapshot = self._node.sandbox(reference).checkpoint()
-        made = snapshot.clones_timed(count, name=name, eager=eager, progress=_counted(count, tell))
+        made = snapshot.clones_timed(count, name=name, eager=eager, progress=counted(count, tell))
         return {"sandboxes": [views.restored(one, times) for one, times in made], "snapshot": _report_of(snapshot)}
 
     def supervise(self, name: str, policy: Policy) -> Given:
@@ -244,11 +244,6 @@ def not_leased(name: str) -> Exception:
     from thawbox.errors import InvalidRequest
 
     return InvalidRequest(f"{name} is not leased from a pool", remediation="`thawbox rm` removes other sandboxes")
-
-
-def _counted(count: int, tell: Tell) -> Callable[[], None]:
-    numbers = itertools.count(1)
-    return lambda: tell(next(numbers), count)
 
 
 def _report_of(snapshot: Snapshot) -> Given:

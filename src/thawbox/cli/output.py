@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sys
 import time
@@ -104,6 +105,12 @@ def progress_of_bytes(what: str) -> Generator[Callable[[int, int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def counted(total: int, tell: Callable[[int, int], None]) -> Callable[[], None]:
+    """To be called after each step; `tell` then hears how many of `total` are done."""
+    numbers = itertools.count(1)
+    return lambda: tell(next(numbers), total)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import click
 
 from thawbox.cli import exit_status
 from thawbox.cli.names import complete_snapshot, opened
-from thawbox.cli.output import human_size, json_option, print_json, print_table, progress_of
+from thawbox.cli.output import counted, human_size, json_option, print_json, print_table, progress_of
 
 if TYPE_CHECKING:
     from thawbox.model import SnapshotId
@@ -47,15 +47,15 @@ def replicate_command(references: tuple[str, ...], as_json: bool) -> int:
         rules = read_rules(node.settings.mirror)
         wanted = [store.resolve(reference) for reference in references]
         wanted = wanted or [one.id for one in store.records() if named_by(rules, store, one.id)]
-        with progress_of("replicating", len(wanted)) as advance:
-            for snapshot in wanted:
+        with progress_of("replicating") as tell:
+            for number, snapshot in enumerate(wanted, 1):
                 for copied in replicas.replicate(snapshot):
                     moved = 0 if copied.report is None else copied.report.moved_bytes
                     failure = None if copied.failure is None else copied.failure.cause
                     copies.append(
                         {"snapshot": snapshot, "where": copied.where, "moved_bytes": moved, "failure": failure}
                     )
-                advance()
+                tell(number, len(wanted))
     failed = [copy for copy in copies if copy["failure"] is not None]
     if as_json:
         print_json({"ok": not failed, "copies": copies})
@@ -121,7 +121,8 @@ def checked_replicas(references: tuple[str, ...], *, repair: bool, as_json: bool
     with opened() as node:
         replicas = _replicas(node)
         wanted = [_resolved(node, reference) for reference in references] or _everywhere(replicas)
-        with progress_of("verifying", len(wanted) * len(replicas.backends)) as advance:
+        with progress_of("verifying") as tell:
+            advance = counted(len(wanted) * len(replicas.backends), tell)
             checked = replicas.check(wanted, repair=repair, progress=advance)
     bad = [one for one in checked if one.faults and not one.repaired]
     if as_json:
