@@ -30,6 +30,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -116,6 +117,49 @@ static void do_tree(char **a)
 
 static void do_clock(char **a) { clock_offsets = a[0]; }
 
+static bool joined; /* the plan entered a placeholder: a forked pid is a number of its namespace, not the host's */
+
+/* Writes WORD and our pid as the host counts it: /proc still is the host's, whatever pid namespace we are in. */
+static void say_own_pid(const char *word)
+{
+	char own[32];
+	ssize_t length = readlink("/proc/self", own, sizeof(own) - 1);
+
+	if (length <= 0)
+		fail("cannot read /proc/self");
+	dprintf(status_fd, "%s %.*s\n", word, (int)length, own);
+}
+
+/* pid of a process in a placeholder: the shell has its network and host name, and its pid namespace is made below the
+ * placeholder's, so that no pid of the tree is ever taken. Only a process that lives in a pid namespace can make one
+ * below it: hence the child, which is our caller's to reap. */
+static void do_join(char **a)
+{
+	static const char *const kinds[] = { "net", "uts", "pid" };
+	char path[64];
+	int fds[3];
+	pid_t pid;
+
+	for (int i = 0; i < 3; i++) {
+		snprintf(path, sizeof(path), "/proc/%s/ns/%s", a[0], kinds[i]);
+		fds[i] = open(path, O_RDONLY | O_CLOEXEC);
+		if (fds[i] < 0)
+			fail("cannot open namespace %s", kinds[i]);
+	}
+	for (int i = 0; i < 3; i++) {
+		if (setns(fds[i], 0))
+			fail("cannot enter namespace %s", kinds[i]);
+		close(fds[i]);
+	}
+	pid = (pid_t)syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0);
+	if (pid < 0)
+		fail("fork");
+	if (pid > 0)
+		_exit(0);
+	say_own_pid("helper");
+	joined = true;
+}
+
 static void do_unshare(char **a)
 {
 	pid_t pid;
@@ -124,14 +168,18 @@ static void do_unshare(char **a)
 		fail("not permitted");
 	if (clock_offsets) /* only possible before the first process is in there */
 		write_file("/proc/self/timens_offsets", clock_offsets);
-	/* CLONE_PARENT: pid 1 becomes a child of our caller, who can then reap it. */
-	pid = (pid_t)syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0);
+	/* CLONE_PARENT: pid 1 becomes a child of our caller, who can then reap it. In a placeholder, whose end waits for
+	 * every process in it to be reaped, that must not depend on somebody outside: we end, and its pid 1 inherits. */
+	pid = (pid_t)syscall(SYS_clone, (joined ? 0 : CLONE_PARENT) | SIGCHLD, 0, 0, 0, 0);
 	if (pid < 0)
 		fail("fork");
 	if (pid > 0) {
-		dprintf(status_fd, "pid %d\n", pid);
+		if (!joined)
+			dprintf(status_fd, "pid %d\n", pid);
 		_exit(0);
 	}
+	if (joined)
+		say_own_pid("pid");
 	if (mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL))
 		fail("make mounts private");
 	setsid();
@@ -393,6 +441,7 @@ static const struct op {
 } ops[] = {
 	{ "cgroup", 1, do_cgroup },	{ "tree", 1, do_tree },		{ "unshare", 1, do_unshare },
 	{ "clock", 1, do_clock },	{ "rest", 0, do_rest },		{ "retime", 1, do_retime },
+	{ "join", 1, do_join },
 	{ "wait", 0, do_wait },		{ "hostname", 1, do_hostname }, { "loopback", 0, do_loopback },
 	{ "mount", 4, do_mount },	{ "source", 1, do_source },	{ "bind", 3, do_bind },
 	{ "pivot", 1, do_pivot },	{ "writable", 1, do_writable }, { "readonly", 1, do_readonly },

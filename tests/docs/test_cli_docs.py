@@ -60,5 +60,5 @@ def test_no_command_is_named_in_an_error_or_help_that_is_not_there() -> None:
     sources = Path(__file__).resolve().parents[2] / "src/thawbox"
     named: set[str] = set()
     for source in sources.rglob("*.py"):
-        named |= set(re.findall(r"`thawbox ((?:snapshots )?[a-z]+)", source.read_text()))
+        named |= set(re.findall(r"`thawbox ((?:snapshots )?[a-z0-9]+)", source.read_text()))
     assert {name for name in named if f"thawbox {name}" not in COMMANDS} == set()

@@ -28,6 +28,7 @@ from thawbox.api.routes import (
     metrics,
     node,
     operations,
+    placeholders,
     pools,
     sandboxes,
     snapshots,
@@ -66,6 +67,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(templates.router(service))
     app.include_router(pools.router(service, patience))
     app.include_router(claims.router(service, patience))
+    app.include_router(placeholders.router(service))
     app.include_router(operations.router(service))
     app.include_router(events.router(service))
     app.include_router(tokens.router(service))

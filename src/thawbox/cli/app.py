@@ -33,6 +33,7 @@ _SECTIONS = {
     "Pools": {"template": "template", "pool": "pool"},
     "The service": {"serve": "serve", "token": "token"},
     "Work that must not be lost": {"supervise": "supervise", "workflow": "workflow"},
+    "Clusters": {"cluster": "cluster", "k8s": "k8s"},
     "This machine": {"doctor": "doctor", "demo": "demo", "bench": "bench", "completion": "completion"},
 }  # fmt: skip
 _MODULES = {name: module for section in _SECTIONS.values() for name, module in section.items()}

@@ -68,6 +68,17 @@ class Layout:
             return self.v2
         return None
 
+    def below(self, cgroup: str) -> Layout:
+        """The same machine with the groups of another process, told by its `/proc/PID/cgroup`, as our own.
+
+        Version 2 lends no controller then: a group that holds processes cannot hand any on, and its limits count for
+        what is below it anyway.
+        """
+        paths = _own_paths(cgroup)
+        v1 = {name: replace(seat, own=paths.get(name, "/").strip("/")) for name, seat in self.v1.items()}
+        v2 = self.v2 and replace(self.v2, own=paths.get("", "/").strip("/"), controllers=frozenset())
+        return replace(self, v1=v1, v2=v2)
+
     def without(self, controller: str) -> Layout:
         """The same machine had it not mounted `controller` on version 1."""
         return replace(self, v1={name: seat for name, seat in self.v1.items() if name != controller})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thawbox.errors import Unsupported
-from thawbox.host.namespaces import SHELL_NAMESPACES, Step
+from thawbox.host.namespaces import PLACED_NAMESPACES, SHELL_NAMESPACES, Step
 from thawbox.model import Mount
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
@@ -52,7 +52,8 @@ class ShellPlan:
 
     `start_init` starts pid 2 from the rootfs; without it the shell waits for a restored tree. `clock_offsets` are for
     its time namespace (time_namespaces(7)); empty: the machine's clocks. `boot_id` is a file that is seen as the
-    kernel's boot id, which all sandboxes of a machine share.
+    kernel's boot id, which all sandboxes of a machine share. `placeholder` is the host pid of a process whose network,
+    host name and pid namespace the shell is to be made in; 0: none.
     """
 
     root: Path
@@ -68,6 +69,7 @@ class ShellPlan:
     start_init: bool = True
     clock_offsets: str = ""
     boot_id: Path | None = None
+    placeholder: int = 0
 
 
 def shell_steps(plan: ShellPlan) -> list[Step]:
@@ -91,7 +93,9 @@ def _until_mounted(plan: ShellPlan) -> list[Step]:
     steps += [("tree", str(path)) for path in plan.tree_procs]
     if plan.clock_offsets:
         steps.append(("clock", plan.clock_offsets))
-    steps.append(("unshare", hex(SHELL_NAMESPACES)))
+    if plan.placeholder:
+        steps.append(("join", str(plan.placeholder)))
+    steps.append(("unshare", hex(PLACED_NAMESPACES if plan.placeholder else SHELL_NAMESPACES)))
     if plan.wait_for_network:
         steps.append(("wait",))
     steps += [("hostname", plan.hostname), ("loopback",)]

@@ -28,6 +28,8 @@ CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+PLACED_NAMESPACES = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWCGROUP | CLONE_NEWTIME
+"""What a shell inside a placeholder makes of its own; network and host name are the placeholder's."""
 SHELL_NAMESPACES = (
     CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP | CLONE_NEWTIME
 )
@@ -209,7 +211,18 @@ def _wait_readable(fd: int, deadline: float) -> None:
 
 
 def _read_pid(fd: int, deadline: float) -> tuple[int | None, bytes]:
-    said = b""
+    first, more = _read_line(fd, b"", deadline)
+    word, _, rest = first.partition(b" ")
+    if word == b"helper":  # it enters a placeholder, ends once pid 1 is there, and is our child
+        with contextlib.ExitStack() as undo:
+            undo.callback(reap, int(rest))
+            first, more = _read_line(fd, more, deadline)
+        word, _, rest = first.partition(b" ")
+    return (int(rest), more) if word == b"pid" else (None, first + b"\n" + more)
+
+
+def _read_line(fd: int, said: bytes, deadline: float) -> tuple[bytes, bytes]:
+    """The next line, or what comes before the end, and what was read beyond it."""
     while b"\n" not in said:
         _wait_readable(fd, deadline)
         part = os.read(fd, 4096)
@@ -217,8 +230,7 @@ def _read_pid(fd: int, deadline: float) -> tuple[int | None, bytes]:
             break
         said += part
     first, _, more = said.partition(b"\n")
-    word, _, rest = first.partition(b" ")
-    return (int(rest), more) if word == b"pid" else (None, said)
+    return first, more
 
 
 def _read_to_end(fd: int, deadline: float) -> bytes:

@@ -19,6 +19,7 @@ from thawbox.sandbox.hooks import NOTHING, Injection
 from thawbox.sandbox.identity import Identity, new_identity, renamed
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.links import open_link
+from thawbox.sandbox.placeholders import enter_placeholder
 from thawbox.sandbox.readiness import wait_ready
 from thawbox.sandbox.reserve import Reserved
 from thawbox.sandbox.reviving import (
@@ -37,11 +38,12 @@ from thawbox.store import Fetched
 
 def clone(
     context: Context, snapshot: SnapshotId, *, name: str = "", injection: Injection = NOTHING, owner: str = "",
-    eager: bool = False,
+    eager: bool = False, placeholder: int = 0,
 ) -> tuple[Record, RestoreTimes]:  # fmt: skip
     """A new sandbox from a snapshot, with a new id, name, hostname, machine id and address.
 
-    With `eager` its memory is read from the files, though it may be held ready to be shared.
+    With `eager` its memory is read from the files, though it may be held ready to be shared. With `placeholder` (a host
+    pid) it lives in that pod's namespaces and under that pod's limits.
     Raises Incompatible, IntegrityError, RestoreFailed, HookFailed; nothing is left of it then.
     """
     begun = time.perf_counter()
@@ -49,17 +51,20 @@ def clone(
         context.telemetry.step("clone", snapshot=snapshot) as step,
         context.reading(snapshot) as fetched,  # until its layers are held nobody may remove them
     ):
-        attempt = partial(_clone, context, fetched, begun, name=name, injection=injection, owner=owner)
+        attempt = partial(
+            _clone, context, fetched, begun, name=name, injection=injection, owner=owner, placeholder=placeholder
+        )  # fmt: skip
         record, times = with_second_try(context, fetched, attempt, eager=eager)
         step.note(sandbox=record.id, restore_ms=times.restore_ms)
     return record, times
 
 
 def _clone(
-    context: Context, fetched: Fetched, begun: float, *, name: str, injection: Injection, owner: str, eager: bool
-) -> tuple[Record, RestoreTimes]:
+    context: Context, fetched: Fetched, begun: float, *, name: str, injection: Injection, owner: str, eager: bool,
+    placeholder: int,
+) -> tuple[Record, RestoreTimes]:  # fmt: skip
     body = read_body(fetched.manifest.body, snapshot=fetched.id)
-    reserved = context.reserve.take(fetched.id)
+    reserved = context.reserve.take(fetched.id) if not placeholder else None
     with ExitStack() as locks, ExitStack() as undo:
         if reserved is not None:
             locks.callback(os.close, reserved.lock)
@@ -70,7 +75,7 @@ def _clone(
             locks.enter_context(context.exclusive(identity.id))
             undo.callback(context.remove_locks, identity.id)
             undo.callback(remove_tree, context.directory(identity.id))
-        planned = add_record(context, _planned(context, body, identity, owner=owner))
+        planned = add_record(context, _planned(context, body, identity, owner=owner, placeholder=placeholder))
         undo.callback(context.journal.remove, planned.id)
         with context.telemetry.step("shell", sandbox=planned.id):
             if reserved is not None:
@@ -78,6 +83,8 @@ def _clone(
                 shell = use_shell(context, reserved.ready, record, clock_offsets=clocks_for(body))
             else:
                 record, rootfs = found_record(context, planned, fetched, undo)
+                if placeholder:
+                    enter_placeholder(context, record)
                 shell = raise_shell(context, record, rootfs, start_init=False, clock_offsets=clocks_for(body))
         undo.callback(take_down, context, record, shell.keeper)
         record = revive_tree(context, record, shell, body, fetched, eager=eager)
@@ -118,11 +125,11 @@ def prepare_clone(context: Context, snapshot: SnapshotId) -> Reserved:
         return reserved
 
 
-def _planned(context: Context, body: Body, identity: Identity, *, owner: str) -> Record:
+def _planned(context: Context, body: Body, identity: Identity, *, owner: str, placeholder: int = 0) -> Record:
     return Record(
         id=identity.id, name=identity.name, spec=replace(body.spec, name=identity.name, publish=()),
         phase=Phase.CREATING, created_at=context.now(), hostname=identity.hostname, machine_id=identity.machine_id,
-        owner=owner,
+        owner=owner, placeholder=placeholder,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from thawbox.config import Settings
 from thawbox.engines import Engine
 from thawbox.errors import BrokenChain, CorruptSnapshot, LockTimeout, SnapshotNotFound
 from thawbox.host.cgroup import Cgroup
-from thawbox.host.cgroup_layout import Layout
+from thawbox.host.cgroup_layout import Layout, Placement
 from thawbox.host.files import locked, private_directory
 from thawbox.model import SandboxId, SnapshotId
 from thawbox.sandbox.journal import Journal
@@ -78,7 +78,16 @@ class Context:
         return self.home / "sandboxes" / sandbox
 
     def cgroup(self, sandbox: SandboxId) -> Cgroup:
-        return Cgroup(self.layout, self.tag, sandbox)
+        """Its groups: below the placeholder's where it was made in one, so that the pod's limits hold for it."""
+        try:
+            groups = self.placeholder_groups(sandbox).read_text()
+        except OSError:
+            return Cgroup(self.layout, self.tag, sandbox)
+        return Cgroup(self.layout.below(groups), self.tag, sandbox, Placement.OWN)
+
+    def placeholder_groups(self, sandbox: SandboxId) -> Path:
+        """The file that keeps the text of the placeholder's /proc/PID/cgroup."""
+        return self.directory(sandbox) / "placeholder"
 
     @contextlib.contextmanager
     def exclusive(self, sandbox: SandboxId) -> Generator[None]:

@@ -47,6 +47,7 @@ class Record:
     is the directory of the present writable layer; `layers` are the digests of the frozen ones beneath it, per
     overlay, base first. `machine_id` and `hostname` are its identity: kept by a restore, new in a clone.
     `owner` is who else decides about it (`pool:NAME`); `lease` says that its owner gave it away, until `lease_until`.
+    `placeholder` is the host pid of the process in whose namespaces it was made, where it was made in a pod's.
     """
 
     id: SandboxId
@@ -70,6 +71,7 @@ class Record:
     owner: str = ""
     lease: str = ""
     lease_until: float = 0.0
+    placeholder: int = 0
 
 
 class Journal:

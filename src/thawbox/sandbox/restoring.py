@@ -16,6 +16,7 @@ from thawbox.sandbox.context import Context
 from thawbox.sandbox.hooks import NOTHING, Injection
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.observe import observe
+from thawbox.sandbox.placeholders import enter_placeholder
 from thawbox.sandbox.readiness import wait_ready
 from thawbox.sandbox.reviving import (
     RestoreTimes,
@@ -32,11 +33,13 @@ from thawbox.store import Fetched
 
 
 def restore(
-    context: Context, snapshot: SnapshotId, *, injection: Injection = NOTHING, eager: bool = False
-) -> tuple[Record, RestoreTimes]:
+    context: Context, snapshot: SnapshotId, *, injection: Injection = NOTHING, eager: bool = False,
+    placeholder: int = 0, owner: str = "",
+) -> tuple[Record, RestoreTimes]:  # fmt: skip
     """Bring the sandbox that a snapshot was made of back, under the same id, name, address and limits.
 
-    With `eager` its memory is read from the files, though it may be held ready.
+    With `eager` its memory is read from the files, though it may be held ready. With `placeholder` (a pid) it comes
+    back in that pod's namespaces and under that pod's limits, in the name of `owner`.
     Raises InvalidTransition while it still runs, Incompatible, IntegrityError, RestoreFailed, HookFailed; then nothing
     changed.
     """
@@ -45,15 +48,16 @@ def restore(
         context.telemetry.step("restore", snapshot=snapshot) as step,
         context.reading(snapshot) as fetched,  # until its layers are held nobody may remove them
     ):
-        record, times = with_second_try(
-            context, fetched, partial(_restore, context, fetched, begun, injection=injection), eager=eager
-        )
+        attempt = partial(
+            _restore, context, fetched, begun, injection=injection, placeholder=placeholder, owner=owner
+        )  # fmt: skip
+        record, times = with_second_try(context, fetched, attempt, eager=eager)
         step.note(sandbox=record.id, restore_ms=times.restore_ms)
     return record, times
 
 
 def _restore(
-    context: Context, fetched: Fetched, begun: float, *, injection: Injection, eager: bool
+    context: Context, fetched: Fetched, begun: float, *, injection: Injection, eager: bool, placeholder: int, owner: str
 ) -> tuple[Record, RestoreTimes]:
     body = read_body(fetched.manifest.body, snapshot=fetched.id)
     with context.exclusive(body.sandbox):
@@ -62,13 +66,15 @@ def _restore(
         planned = replace(
             base, spec=body.spec, hostname=body.hostname, machine_id=body.machine_id,
             phase=next_phase(base.phase, Verb.RESTORE, who=base.name), generation=base.generation + 1,
-            ended_at=None, ended_why="",
+            ended_at=None, ended_why="", placeholder=placeholder, owner=owner or base.owner,
         )  # fmt: skip
         with ExitStack() as undo:
             if before is None:
                 context.journal.add(planned)
                 undo.callback(context.journal.remove, planned.id)
             record, rootfs = found_record(context, planned, fetched, undo)
+            if placeholder:
+                enter_placeholder(context, record)
             with context.telemetry.step("shell", sandbox=record.id):
                 shell = raise_shell(context, record, rootfs, start_init=False, clock_offsets=clocks_for(body))
             undo.callback(take_down, context, record, shell.keeper)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from thawbox.errors import Incompatible
 from thawbox.host import network
+from thawbox.host.cgroup import remove_node_group
 from thawbox.host.cgroup_limits import Limits
 from thawbox.host.files import remove_tree
 from thawbox.host.inside import open_inside
@@ -184,13 +185,20 @@ def _make_place(
     root.mkdir(mode=0o755)
     cgroup = context.cgroup(record.id)
     undo.callback(cgroup.remove)
-    cgroup.create(Limits(memory=record.spec.memory, cpus=record.spec.cpus, pids=record.spec.pids))
+    cgroup.create(_limits(record))
     return ShellPlan(
         root=root, overlays=overlays, hostname=record.hostname, keeper_procs=cgroup.keeper_procs,
         tree_procs=cgroup.tree_procs, capabilities=context.capabilities, mounts=record.spec.mounts,
         read_only=record.spec.read_only, filter_fd=filter_fd, start_init=start_init,
-        boot_id=_write_boot_id(directory, record),
+        boot_id=_write_boot_id(directory, record), placeholder=record.placeholder,
     )  # fmt: skip
+
+
+def _limits(record: Record) -> Limits:
+    """Its own limits; in a placeholder the pod's hold, which the cluster's scheduler counted on."""
+    if record.placeholder:
+        return Limits()
+    return Limits(memory=record.spec.memory, cpus=record.spec.cpus, pids=record.spec.pids)
 
 
 def _write_boot_id(directory: Path, record: Record) -> Path:
@@ -224,6 +232,8 @@ def remove_remains(context: Context, record: Record) -> None:
         wait_gone(record.keeper_pid, started=record.keeper_started, timeout=_END_SECONDS)
         reap(record.keeper_pid, block=False)
     cgroup.remove()
+    if record.placeholder:
+        remove_node_group(cgroup.layout, context.tag, cgroup.placement)
     _remove_network(context, record)
 
 

@@ -1,0 +1,168 @@
+"""Placeholders: what a Kubernetes node agent and the dispatcher ask of a node. For admins: a placeholder is a host pid.
+
+`{pod}` is a pod's uid. Every request may come twice: what is done already is answered as done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter
+from pydantic import Field
+
+from thawbox.api.access import Admin
+from thawbox.api.answers import Body, Reference, resource
+from thawbox.api.service import Service
+from thawbox.errors import InvalidRequest, NotFound, SandboxNotFound, SnapshotNotFound
+from thawbox.model import Phase, SnapshotId, Spec
+from thawbox.sandbox import Context, Sandbox
+from thawbox.sandbox.placing import (
+    all_placed,
+    empty_placeholder,
+    park_in_placeholder,
+    pod_of,
+    recover_in_placeholder,
+    sandbox_in,
+)
+
+
+class Placing(Body):
+    """`pid` is the main process of the pod; the snapshot is pulled from `url` if it is not here."""
+
+    pid: Annotated[int, Field(gt=1)]
+    pod: Annotated[str, Field(min_length=1, max_length=64)]
+    snapshot: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    url: str = ""
+    name: str = ""
+    recover: bool = False
+
+
+class Golden(Body):
+    name: str
+    spec: dict[str, Any]
+    url: str = ""
+
+
+class Keep(Body):
+    url: str = ""
+
+
+def router(service: Service) -> APIRouter:
+    routes = resource("/v1/placeholders", "placeholders")
+
+    def here() -> Context:
+        return service.node.context
+
+    @routes.get("")
+    def list_placeholders(_: Admin) -> dict[str, Any]:
+        """What every placeholder holds."""
+        machine: dict[str, Any] = msgspec.to_builtins(here().machine)
+        return {
+            "placeholders": [_shown(Sandbox(here(), record)) for record in all_placed(here())],
+            "machine": machine,
+        }
+
+    @routes.post("", status_code=201)
+    def place(wish: Placing, _: Admin) -> dict[str, Any]:
+        """Park a clone of a snapshot in a placeholder, or recover the very sandbox that it was made of there."""
+        begun = time.perf_counter()
+        snapshot = SnapshotId(wish.snapshot)
+        _bring(here(), snapshot, wish.url)
+        if wish.recover:
+            sandbox = recover_in_placeholder(here(), snapshot, pid=wish.pid, pod=wish.pod)
+        else:
+            sandbox = park_in_placeholder(here(), snapshot, pid=wish.pid, pod=wish.pod, name=wish.name)
+        return {**_shown(sandbox), "ms": round((time.perf_counter() - begun) * 1000, 3)}
+
+    @routes.post("/{pod}/acquire")
+    def acquire(pod: Reference, _: Admin) -> dict[str, Any]:
+        """Let a parked clone run."""
+        begun = time.perf_counter()
+        sandbox = _alive(here(), pod)
+        if sandbox.state is Phase.FROZEN:
+            sandbox.thaw()
+        return {**_shown(sandbox), "ms": round((time.perf_counter() - begun) * 1000, 3)}
+
+    @routes.post("/{pod}/freeze")
+    def freeze(pod: Reference, _: Admin) -> dict[str, Any]:
+        """Let it run no longer: its node has lost touch with the cluster."""
+        sandbox = _alive(here(), pod)
+        sandbox.freeze()
+        return _shown(sandbox)
+
+    @routes.post("/{pod}/checkpoint", status_code=201)
+    def checkpoint(pod: Reference, keep: Keep, _: Admin) -> dict[str, Any]:
+        """A snapshot of what is in a placeholder, sent to `url`, and there when this answers."""
+        made = _alive(here(), pod).checkpoint()
+        _send(here(), made.id, keep.url)
+        return {"id": made.id, "url": keep.url}
+
+    @routes.delete("/{pod}", status_code=204)
+    def empty(pod: Reference, _: Admin) -> None:
+        """Destroy what a placeholder holds."""
+        empty_placeholder(here(), pod)
+
+    @routes.post("/golden", status_code=201)
+    def make_golden(wish: Golden, _: Admin) -> dict[str, Any]:
+        """A template by this name and its golden snapshot, sent to `url`; made once."""
+        try:
+            spec = msgspec.convert(wish.spec, type=Spec)
+        except msgspec.ValidationError as error:
+            raise InvalidRequest(f"the sandbox spec is wrong: {error}") from None
+        with contextlib.suppress(NotFound):
+            template = service.node.template(wish.name)
+            return _golden(here(), template.snapshot, wish.url)
+        return _golden(here(), service.node.create_template(wish.name, spec).snapshot, wish.url)
+
+    @routes.delete("/golden/{name}", status_code=204)
+    def drop_golden(name: Reference, _: Admin) -> None:
+        """Forget a golden snapshot that is no longer cloned from."""
+        with contextlib.suppress(NotFound):
+            service.node.remove_template(name)
+
+    return routes
+
+
+def _golden(context: Context, snapshot: SnapshotId, url: str) -> dict[str, Any]:
+    _send(context, snapshot, url)
+    compat = context.store.record(snapshot).manifest.compat
+    machine: dict[str, Any] = msgspec.to_builtins(compat)
+    return {"id": snapshot, "url": url, "machine": machine}
+
+
+def _shown(sandbox: Sandbox) -> dict[str, Any]:
+    record = sandbox.record
+    return {
+        "pod": pod_of(record.owner), "id": record.id, "name": record.name, "state": sandbox.state.value,
+        "snapshot": record.parent_snapshot,
+    }  # fmt: skip
+
+
+def _alive(context: Context, pod: str) -> Sandbox:
+    sandbox = sandbox_in(context, pod)
+    if sandbox is None or sandbox.state not in (Phase.RUNNING, Phase.FROZEN):
+        raise SandboxNotFound(f"no clone lives in the pod {pod}", remediation="ask for another one")
+    return sandbox
+
+
+def _bring(context: Context, snapshot: SnapshotId, url: str) -> None:
+    from thawbox.store.backends import open_backend
+    from thawbox.store.pull import pull
+
+    try:
+        context.store.record(snapshot)
+    except SnapshotNotFound:
+        if not url:
+            raise
+        pull(context.store, [open_backend(url)], snapshot)
+
+
+def _send(context: Context, snapshot: SnapshotId, url: str) -> None:
+    from thawbox.store.backends import open_backend
+    from thawbox.store.push import push
+
+    if url:
+        push(context.store, open_backend(url), snapshot)

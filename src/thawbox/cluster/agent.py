@@ -1,0 +1,280 @@
+"""The node agent: fills the placeholders of its machine with clones, brings lost sandboxes back in them, and says what
+this node is. It speaks to the API server and to the node's own `thawbox serve`, and is asked nothing itself.
+
+Rule 1: what a pod's labels say is written by compare-and-swap: a pod that was leased meanwhile stays leased.
+Rule 2: a node that cannot renew its lease freezes what is leased on it before the lease has run out: whoever brings
+those claims back elsewhere never has them run twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from thawbox.cluster.crds import (
+    CLAIM_NAME,
+    GROUP,
+    MACHINE,
+    NODE_LABEL,
+    PLACEHOLDER,
+    POOL_LABEL,
+    REGION,
+    SANDBOX,
+    SANDBOX_NAME,
+    SNAPSHOT,
+    STATE_LABEL,
+    URL,
+    WANTED,
+    WHY,
+    Json,
+)
+from thawbox.cluster.holding import Hold
+from thawbox.cluster.index import Index
+from thawbox.cluster.kube import CLAIMS, PODS, POOLS, TEMPLATES, Conflict, Kube
+from thawbox.cluster.nodes import Nodes
+from thawbox.cluster.state import BROKEN, EMPTY, LEASED, PARKED, is_there, notes_of, pool_of, state_of
+from thawbox.cluster.times import read, written
+from thawbox.errors import NotFound, ThawboxError, Unavailable
+
+FENCE = 2 / 3
+"""The part of its lease after which a node that could not renew it freezes what is leased."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentOptions:
+    """This node. `url` is where the dispatcher reaches its service, `own` where the agent does; times are seconds."""
+
+    node: str
+    url: str
+    own: str
+    region: str = ""
+    machine: str = "{}"
+    lease_seconds: float = 15.0
+    look_every: float = 1.0
+    watch_seconds: int = 300
+
+
+class Agent:
+    """One node's agent. `pid_of` finds the main process of a pod's placeholder container, 0 where there is none yet."""
+
+    def __init__(self, kube: Kube, nodes: Nodes, options: AgentOptions, *, pid_of: Callable[[Json], int]) -> None:
+        self._kube = kube
+        self._nodes = nodes
+        self.options = options
+        self._pid_of = pid_of
+        seconds = options.watch_seconds
+        mine = f"spec.nodeName={options.node}"
+        self.pods = Index(kube, PODS, labels=POOL_LABEL, fields=mine, seconds=seconds)
+        self._pools = Index(kube, POOLS, seconds=seconds)
+        self._templates = Index(kube, TEMPLATES, seconds=seconds)
+        self._claims = Index(kube, CLAIMS, seconds=seconds)
+        self._hold = Hold(
+            kube, f"thawbox-node-{options.node}", options.node, seconds=options.lease_seconds, clock=time.monotonic,
+            now=time.time,
+        )  # fmt: skip
+        self._fenced = False
+        self._replicated: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Tend the node, for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            for index in (self.pods, self._pools, self._templates, self._claims):
+                tasks.create_task(index.run())
+            for index in (self.pods, self._pools, self._templates, self._claims):
+                await index.listed.wait()
+            tasks.create_task(self._keep_lease())
+            while True:
+                with contextlib.suppress(Unavailable):
+                    await self.look()
+                await self.pods.wait(self._has_work, timeout=self.options.look_every)
+
+    # --- the lease --------------------------------------------------------------------------------------------
+
+    async def _keep_lease(self) -> None:
+        options = self.options
+        labels = {NODE_LABEL: "true", **({REGION: options.region} if options.region else {})}
+        while True:
+            try:
+                async with asyncio.timeout(options.lease_seconds / 3):
+                    await self._hold.take(labels=labels, annotations={URL: options.url, MACHINE: options.machine})
+            except (Unavailable, TimeoutError, OSError):
+                pass
+            await self._fence()
+            await asyncio.sleep(options.lease_seconds / 6)
+
+    async def _fence(self) -> None:
+        """Freeze what is leased when the lease is about to run out; let it run again once it is renewed."""
+        late = time.monotonic() - self._hold.renewed > self._hold.seconds * FENCE
+        if late == self._fenced:
+            return
+        for pod in list(self.pods.objects.values()):
+            if state_of(pod) == LEASED and is_there(pod):
+                with contextlib.suppress(ThawboxError):
+                    act = self._nodes.freeze if late else self._nodes.acquire
+                    if late or await self._is_still_ours(pod):
+                        await act(self.options.own, pod["metadata"]["uid"])
+        self._fenced = late
+
+    async def _is_still_ours(self, pod: Json) -> bool:
+        """Whether the claim of a pod was not brought back elsewhere meanwhile."""
+        try:
+            claim = await self._kube.get(CLAIMS, notes_of(pod).get(CLAIM_NAME, ""))
+        except NotFound:
+            return False
+        status = claim.get("status", {})
+        return bool(status.get("phase") == "Bound" and status.get("pod") == pod["metadata"]["name"])
+
+    # --- the pods ---------------------------------------------------------------------------------------------
+
+    def _has_work(self) -> bool:
+        return any(
+            (state_of(pod) == EMPTY and is_there(pod) and self._pid_of(pod) and self._golden(pod))
+            or self._is_to_recover(pod)
+            for pod in self.pods.objects.values()
+        )  # fmt: skip
+
+    def _golden(self, pod: Json) -> Json | None:
+        """The status of a pod's template once it has a snapshot."""
+        pool = self._pools.objects.get(pool_of(pod), {})
+        template = self._templates.objects.get(str(pool.get("spec", {}).get("template", "")), {})
+        status: Json = template.get("status", {})
+        return status if status.get("snapshot") else None
+
+    def _is_to_recover(self, pod: Json) -> bool:
+        if state_of(pod) != LEASED or not is_there(pod) or WANTED not in notes_of(pod):
+            return False
+        return bool(json.loads(notes_of(pod)[WANTED])["id"] != notes_of(pod).get(SNAPSHOT))
+
+    async def look(self) -> None:
+        """One round over the pods of this node."""
+        placed = {one["pod"]: one for one in await self._nodes.placed(self.options.own)}
+        pods = {pod["metadata"]["uid"]: pod for pod in self.pods.objects.values()}
+        for uid in placed.keys() - pods.keys():
+            await self._nodes.empty(self.options.own, uid)
+        for uid, pod in pods.items():
+            held = placed.get(uid)
+            if not is_there(pod):
+                if held is not None:
+                    await self._nodes.empty(self.options.own, uid)
+            elif self._is_to_recover(pod):
+                await self._recover(pod)
+            elif state_of(pod) == EMPTY:
+                await self._park(pod)
+            elif state_of(pod) == PARKED:
+                await self._check(pod, held)
+        await self._replicate()
+
+    async def _park(self, pod: Json) -> None:
+        golden, pid = self._golden(pod), self._pid_of(pod)
+        if golden is None or not pid:
+            return
+        await self._fill(pod, PARKED, snapshot=golden["snapshot"], url=golden.get("url", ""), pid=pid,
+                         name=pool_of(pod), recover=False)  # fmt: skip
+
+    async def _recover(self, pod: Json) -> None:
+        wanted = json.loads(notes_of(pod)[WANTED])
+        await self._fill(pod, LEASED, snapshot=wanted["id"], url=wanted.get("url", ""), pid=self._pid_of(pod),
+                         recover=True)  # fmt: skip
+
+    async def _fill(self, pod: Json, state: str, *, snapshot: str, **wish: object) -> None:
+        """Place a clone and write down what came of it; a pod whose label moved meanwhile keeps its new one."""
+        meta = pod["metadata"]
+        notes: Json = {WHY: None}
+        try:
+            done = await self._nodes.place(self.options.own, pod=meta["uid"], snapshot=snapshot, **wish)
+            notes |= {SNAPSHOT: snapshot, SANDBOX: done["id"], SANDBOX_NAME: done["name"]}
+        except Unavailable:
+            raise
+        except ThawboxError as error:
+            state, notes = BROKEN, {WHY: str(error)[:1000]}
+        change = {"metadata": {"labels": {STATE_LABEL: state}, "annotations": notes}}
+        with contextlib.suppress(Conflict, NotFound):
+            self.pods.seen(await self._kube.patch(PODS, meta["name"], change, version=meta["resourceVersion"]))
+
+    async def _check(self, pod: Json, held: Json | None) -> None:
+        """A parked clone that died, ran, or is of an older snapshot, makes room for a new one."""
+        golden = self._golden(pod)
+        stale = golden is not None and notes_of(pod).get(SNAPSHOT) != golden["snapshot"]
+        if not stale and held is not None and held["state"] == "frozen":
+            return
+        now = await self._kube.get(PODS, pod["metadata"]["name"])  # a thaw may be a lease that we have not heard of
+        if state_of(now) != PARKED:
+            self.pods.seen(now)
+            return
+        change = {"metadata": {"labels": {STATE_LABEL: EMPTY}, "annotations": {SNAPSHOT: None, SANDBOX: None}}}
+        with contextlib.suppress(Conflict, NotFound):
+            found = await self._kube.patch(
+                PODS, now["metadata"]["name"], change, version=now["metadata"]["resourceVersion"]
+            )
+            self.pods.seen(found)
+
+    # --- replication ------------------------------------------------------------------------------------------
+
+    async def _replicate(self) -> None:
+        """Snapshots of leased clones whose claims ask for them, when they are due."""
+        for pod in list(self.pods.objects.values()):
+            claim = self._claims.objects.get(notes_of(pod).get(CLAIM_NAME, ""))
+            if claim is None or claim.get("status", {}).get("pod") != pod["metadata"]["name"] or not is_there(pod):
+                continue
+            every, status = claim["spec"].get("checkpointEvery"), claim["status"]
+            store = self._store_of(pod)
+            if not every or not store or status.get("phase") != "Bound":
+                continue
+            last = read(status["snapshot"]["at"]) if status.get("snapshot") else 0.0
+            if time.time() - last >= float(every):
+                with contextlib.suppress(NotFound, Conflict):
+                    await self._replicate_one(pod, claim, store)
+
+    async def _replicate_one(self, pod: Json, claim: Json, store: str) -> None:
+        at = written(time.time())
+        made = await self._nodes.checkpoint(self.options.own, pod["metadata"]["uid"], to=store)
+        status = {"status": {"snapshot": {"id": made["id"], "url": store, "at": at}}}
+        self._claims.seen(await self._kube.patch(CLAIMS, claim["metadata"]["name"], status, sub="status"))
+
+    def _store_of(self, pod: Json) -> str:
+        pool = self._pools.objects.get(pool_of(pod), {})
+        template = self._templates.objects.get(str(pool.get("spec", {}).get("template", "")), {})
+        return str(template.get("spec", {}).get("store", ""))
+
+
+def container_of(pod: Json) -> str:
+    """The id of a pod's placeholder container, without its runtime's scheme; empty until it runs.
+
+    By name, never by order or pid: a pod may have sidecars.
+    """
+    for one in pod.get("status", {}).get("containerStatuses") or []:
+        if one["name"] == PLACEHOLDER and "running" in one.get("state", {}):
+            return str(one.get("containerID", "")).partition("://")[2]
+    return ""
+
+
+def find_pid(pod: Json, *, proc: Path = Path("/proc")) -> int:
+    """The main process of a pod's placeholder container: the one in its cgroup whose parent is not."""
+    container = container_of(pod)
+    if not container:
+        return 0
+    inside: dict[int, int] = {}
+    for directory in proc.iterdir():
+        if directory.name.isdecimal():
+            with contextlib.suppress(OSError):
+                if _names(directory / "cgroup", container):
+                    stat = (directory / "stat").read_text()
+                    inside[int(directory.name)] = int(stat[stat.rindex(")") + 2 :].split()[1])
+    return next((pid for pid, parent in sorted(inside.items()) if parent not in inside), 0)
+
+
+def _names(cgroup: Path, container: str) -> bool:
+    """Whether a /proc/PID/cgroup lies directly in the container's group, not in one that we made below it."""
+    for line in cgroup.read_text().splitlines():
+        path = line.split(":", 2)[2]
+        if container in path and "/thawbox-" not in path:
+            return True
+    return False
+
+
+__all__ = ["GROUP", "Agent", "AgentOptions", "container_of", "find_pid"]

@@ -1,0 +1,183 @@
+"""Two ways to have clones of a golden pod wait: `node` restores into placeholders, `gke` restores by Pod Snapshots.
+
+`Backend` is what the dispatcher asks of either; tests/contract/test_cluster_backends.py holds both to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from thawbox.cluster.crds import (
+    GROUP,
+    PLACEHOLDER,
+    POOL_LABEL,
+    READINESS_GATE,
+    SANDBOX,
+    SANDBOX_NAME,
+    STATE_LABEL,
+    VERSION,
+    Json,
+)
+from thawbox.cluster.facts import Reason
+from thawbox.cluster.kube import PODS, Kube
+from thawbox.cluster.nodes import Nodes
+from thawbox.cluster.state import BROKEN, EMPTY, PARKED, State, notes_of, state_of
+from thawbox.cluster.times import condition, with_condition
+from thawbox.errors import EngineError, NotFound
+
+PLACEHOLDER_IMAGE = "registry.k8s.io/pause:3.10"
+
+
+class ColdStart(EngineError):
+    """A pod that was to be restored was started anew: it is no clone."""
+
+    code = "engine.cold_start"
+    default_remediation = "look at the pod's events, and at what differs between its spec and the snapshot's"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a pod is now: `state` is empty, parked, leased or broken; `why` says what is wrong with a broken one."""
+
+    state: str
+    why: str = ""
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """A golden snapshot and the facts of the machine that made it (empty: not known)."""
+
+    id: str
+    url: str = ""
+    machine: Json | None = None
+
+
+class Backend(Protocol):
+    """How clones of a template come to wait, and how one of them is handed over."""
+
+    async def capture(self, template: Json) -> Golden:
+        """Boot the template and take its golden snapshot. Slow; once per version of a template, under a hold."""
+        ...
+
+    def placeholder(self, pool: Json, template: Json) -> Json:
+        """The pod to create for one more clone; never on the way of a claim."""
+        ...
+
+    def look(self, pod: Json) -> Look:
+        """What a pod is now. A pod that started cold is broken, and says so."""
+        ...
+
+    async def acquire(self, pod: Json) -> Json:
+        """Let the clone of a leased pod run, and its pod become ready: `{"id", "name"}` of its sandbox.
+
+        May be asked twice. Raises NotFound when there is no clone any more, Unavailable when nobody answers.
+        """
+        ...
+
+
+async def flip_readiness(kube: Kube, pod: Json, *, ready: bool, now: float) -> None:
+    """Set the readiness gate of a pod: its services send it requests from then on, or no longer."""
+    reason = "Acquired" if ready else "Parked"
+    before = pod.get("status", {})
+    conditions = with_condition(before, condition(READINESS_GATE, status=ready, reason=reason, now=now))
+    for one in conditions:
+        if one["type"] == READINESS_GATE:
+            one.pop("message", None)
+    await kube.patch(PODS, pod["metadata"]["name"], {"status": {"conditions": conditions}}, sub="status")
+
+
+def pod_frame(pool: Json, template: Json, spec: Json) -> Json:
+    """What every pod of a pool has: its labels, its owner, a gate that keeps it out of services until it is leased."""
+    meta = pool["metadata"]
+    owner = {
+        "apiVersion": f"{GROUP}/{VERSION}", "kind": "Pool", "name": meta["name"], "uid": meta["uid"],
+        "controller": True, "blockOwnerDeletion": False,
+    }  # fmt: skip
+    labels = {
+        POOL_LABEL: meta["name"], STATE_LABEL: EMPTY, f"{GROUP}/template": template["metadata"]["name"],
+        "app.kubernetes.io/managed-by": "thawbox",
+    }  # fmt: skip
+    gates = {"readinessGates": [{"conditionType": READINESS_GATE}]}
+    return {
+        "metadata": {"generateName": f"{meta['name']}-", "labels": labels, "ownerReferences": [owner]},
+        "spec": {**spec, **pool["spec"].get("placeholder", {}), **gates},
+    }  # fmt: skip
+
+
+class NodeBackend:
+    """Placeholder pods: the node agent restores into them, the dispatcher thaws."""
+
+    def __init__(self, kube: Kube, nodes: Nodes, state: State, *, image: str = PLACEHOLDER_IMAGE) -> None:
+        self._kube = kube
+        self._nodes = nodes
+        self._state = state
+        self._image = image
+
+    async def capture(self, template: Json) -> Golden:
+        spec = template["spec"]
+        node = next(iter(sorted(self._state.fleet.nodes())), None)
+        if node is None:
+            raise NotFound(
+                "no node is there to capture on", remediation="label nodes for thawbox, and see `thawbox doctor`"
+            )
+        made = await self._nodes.golden(
+            self._state.urls[node], name=golden_name(template), spec=spec.get("sandbox", {}),
+            to=spec.get("store", ""), timeout=float(spec["captureSeconds"]),
+        )  # fmt: skip
+        return Golden(made["id"], made["url"], made["machine"])
+
+    def placeholder(self, pool: Json, template: Json) -> Json:
+        parked = {
+            "name": PLACEHOLDER, "image": self._image,
+            "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
+            "securityContext": {
+                "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "runAsNonRoot": True,
+                "runAsUser": 65535, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
+            },
+        }  # fmt: skip
+        spec: Json = {
+            "containers": [parked], "automountServiceAccountToken": False, "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": 0, "nodeSelector": {f"{GROUP}/criu": "true"},
+            "tolerations": [{"key": f"{GROUP}/criu", "operator": "Exists", "effect": "NoSchedule"}],
+            "topologySpreadConstraints": [{
+                "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": {POOL_LABEL: pool["metadata"]["name"]}},
+            }],
+        }  # fmt: skip
+        return pod_frame(pool, template, spec)
+
+    def look(self, pod: Json) -> Look:
+        if pod.get("status", {}).get("phase") in ("Succeeded", "Failed"):
+            return Look(BROKEN, "its placeholder ended", Reason.NODE_REFUSED)
+        why = notes_of(pod).get(f"{GROUP}/why", "")
+        return Look(state_of(pod), why, Reason.NODE_REFUSED if state_of(pod) == BROKEN else None)
+
+    async def acquire(self, pod: Json) -> Json:
+        done = await self._nodes.acquire(self._state.urls.get(pod["spec"]["nodeName"], ""), pod["metadata"]["uid"])
+        return {"id": done["id"], "name": done["name"]}
+
+
+def golden_name(template: Json) -> str:
+    """What a node calls the golden snapshot of this version of a template."""
+    meta = template["metadata"]
+    return f"{meta['name'][:40]}-{meta['uid'][:8]}-{meta['generation']}"
+
+
+def sandbox_of(pod: Json) -> Json:
+    """The sandbox in a pod, as its agent wrote it down."""
+    return {"id": notes_of(pod).get(SANDBOX, ""), "name": notes_of(pod).get(SANDBOX_NAME, "")}
+
+
+__all__ = [
+    "PARKED",
+    "Backend",
+    "ColdStart",
+    "Golden",
+    "Look",
+    "NodeBackend",
+    "flip_readiness",
+    "golden_name",
+    "sandbox_of",
+]

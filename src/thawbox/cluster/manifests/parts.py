@@ -1,0 +1,349 @@
+"""The objects, one function each: settings in, plain JSON out."""
+
+from __future__ import annotations
+
+from thawbox.cluster.backends import PLACEHOLDER_IMAGE
+from thawbox.cluster.crds import GROUP, POOL_LABEL, Json
+from thawbox.cluster.manifests.settings import DeploySettings
+
+CRIU_LABEL = f"{GROUP}/criu"
+MANAGED = {"app.kubernetes.io/part-of": "thawbox"}
+_CLOSED = {
+    "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+    "seccompProfile": {"type": "RuntimeDefault"}, "runAsNonRoot": True, "runAsUser": 65532,
+}  # fmt: skip
+
+
+def _meta(name: str, settings: DeploySettings | None = None, **labels: str) -> Json:
+    where = {"namespace": settings.namespace} if settings else {}
+    return {"name": name, **where, "labels": {**MANAGED, "app.kubernetes.io/name": name, **labels}}
+
+
+def _object(api: str, kind: str, meta: Json, **rest: object) -> Json:
+    return {"apiVersion": api, "kind": kind, "metadata": meta, **rest}
+
+
+def namespace(settings: DeploySettings) -> Json:
+    """Privileged, because of the node agent: nothing else in it is."""
+    meta = _meta(settings.namespace)
+    meta["labels"]["pod-security.kubernetes.io/enforce"] = "privileged"
+    return _object("v1", "Namespace", meta)
+
+
+def accounts(settings: DeploySettings) -> list[Json]:
+    names = ("thawbox-dispatcher", "thawbox-node", "thawbox-bootstrap")
+    return [
+        _object("v1", "ServiceAccount", _meta(name, settings), automountServiceAccountToken=name != "thawbox-bootstrap")
+        for name in names
+    ]
+
+
+def _rule(group: str, *resources: str, verbs: str) -> Json:
+    return {"apiGroups": [group], "resources": list(resources), "verbs": verbs.split()}
+
+
+def roles(settings: DeploySettings) -> list[Json]:
+    """The least that each needs: a node may say what it parked, and bind nobody."""
+    dispatcher = [
+        _rule("", "pods", verbs="get list watch create patch delete"),
+        _rule("", "pods/status", verbs="patch"),
+        _rule(GROUP, "claims", verbs="get list watch create patch delete"),
+        _rule(GROUP, "pools", "templates", verbs="get list watch patch"),
+        _rule(GROUP, "claims/status", "pools/status", "templates/status", verbs="patch"),
+        _rule("coordination.k8s.io", "leases", verbs="get list watch create update"),
+        _rule("podsnapshot.gke.io", "podsnapshotmanualtriggers", verbs="get list watch create"),
+        _rule("podsnapshot.gke.io", "podsnapshots", verbs="get list watch"),
+    ]
+    node = [
+        _rule("", "pods", verbs="get list watch patch"),
+        _rule(GROUP, "claims", "pools", "templates", verbs="get list watch"),
+        _rule(GROUP, "claims/status", verbs="patch"),
+        _rule("coordination.k8s.io", "leases", verbs="get create update"),
+    ]
+    found: list[Json] = []
+    for name, rules in (("thawbox-dispatcher", dispatcher), ("thawbox-node", node)):
+        found.append(_object("rbac.authorization.k8s.io/v1", "Role", _meta(name, settings), rules=rules))
+        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}
+        subject = {"kind": "ServiceAccount", "name": name, "namespace": settings.namespace}
+        bound = _object("rbac.authorization.k8s.io/v1", "RoleBinding", _meta(name, settings), roleRef=role)
+        found.append({**bound, "subjects": [subject]})
+    return found
+
+
+def priority(settings: DeploySettings) -> list[Json]:
+    """A lane of the API server for claims: pods that come up by the thousand must not hold them up."""
+    level = _object(
+        "flowcontrol.apiserver.k8s.io/v1", "PriorityLevelConfiguration", _meta("thawbox-claims"),
+        spec={"type": "Limited", "limited": {
+            "nominalConcurrencyShares": 30, "lendablePercent": 50,
+            "limitResponse": {"type": "Queue", "queuing": {"queues": 16, "handSize": 4, "queueLengthLimit": 200}},
+        }},
+    )  # fmt: skip
+    here = [settings.namespace]
+    account = {
+        "kind": "ServiceAccount",
+        "serviceAccount": {"name": "thawbox-dispatcher", "namespace": settings.namespace},
+    }
+    rules = {"subjects": [account], "resourceRules": [
+        {"apiGroups": [GROUP], "resources": ["claims", "claims/status"], "verbs": ["*"], "namespaces": here},
+        {"apiGroups": [""], "resources": ["pods", "pods/status"], "verbs": ["patch"], "namespaces": here},
+    ]}  # fmt: skip
+    flow = _object(
+        "flowcontrol.apiserver.k8s.io/v1", "FlowSchema", _meta("thawbox-claims"),
+        spec={"matchingPrecedence": 900, "priorityLevelConfiguration": {"name": "thawbox-claims"}, "rules": [rules]},
+    )  # fmt: skip
+    return [level, flow]
+
+
+def dispatcher(settings: DeploySettings) -> list[Json]:
+    labels = {"app.kubernetes.io/name": "thawbox-dispatcher"}
+    port = 8080
+    probe: Json = {"httpGet": {"path": "/readyz", "port": "http"}, "periodSeconds": 2}
+    command = [
+        "thawbox", "cluster", "dispatch", "--namespace", settings.namespace, "--listen", f"0.0.0.0:{port}",
+        "--token-file", "/etc/thawbox/dispatch/token", "--node-token-file", "/etc/thawbox/node/token",
+        "--identity", "$(POD_NAME)", "--image", settings.placeholder_image or PLACEHOLDER_IMAGE,
+    ]  # fmt: skip
+    container = {
+        "name": "dispatcher", "image": settings.image, "command": command,
+        "ports": [{"name": "http", "containerPort": port}],
+        "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+        "readinessProbe": probe,
+        "livenessProbe": {"httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 10, "failureThreshold": 3},
+        "resources": {"requests": {"cpu": "500m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}},
+        "securityContext": _CLOSED,
+        "volumeMounts": [
+            {"name": "dispatch-token", "mountPath": "/etc/thawbox/dispatch", "readOnly": True},
+            {"name": "node-token", "mountPath": "/etc/thawbox/node", "readOnly": True},
+        ],
+    }  # fmt: skip
+    spread = {
+        "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": labels},
+    }  # fmt: skip
+    pod = {
+        "metadata": {"labels": {**MANAGED, **labels}},
+        "spec": {
+            "serviceAccountName": "thawbox-dispatcher", "containers": [container],
+            "topologySpreadConstraints": [spread],
+            "volumes": [
+                {"name": "dispatch-token", "secret": {"secretName": "thawbox-dispatch-token"}},
+                {"name": "node-token", "secret": {"secretName": "thawbox-node-token"}},
+            ],
+        },
+    }  # fmt: skip
+    return [
+        _object("apps/v1", "Deployment", _meta("thawbox-dispatcher", settings), spec={
+            "replicas": settings.dispatcher_replicas, "selector": {"matchLabels": labels}, "template": pod,
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+        }),
+        _object("v1", "Service", _meta("thawbox-dispatcher", settings), spec={
+            "selector": labels, "ports": [{"name": "http", "port": 80, "targetPort": "http"}],
+        }),
+        _object("policy/v1", "PodDisruptionBudget", _meta("thawbox-dispatcher", settings), spec={
+            "minAvailable": 1, "selector": {"matchLabels": labels},
+        }),
+    ]  # fmt: skip
+
+
+def _host(name: str, path: str, kind: str = "DirectoryOrCreate") -> Json:
+    return {"name": name, "hostPath": {"path": path, "type": kind}}
+
+
+def _mounted(name: str, path: str) -> Json:
+    return {"name": name, "mountPath": path}
+
+
+def node(settings: DeploySettings) -> Json:
+    """The only privileged thing: the node's service and its agent, on nodes that bootstrap has found fit."""
+    labels = {"app.kubernetes.io/name": "thawbox-node"}
+    env = [
+        {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        {"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}},
+        {"name": "THAWBOX_HOME", "value": settings.node_home},
+    ]  # fmt: skip
+    mounts = [
+        _mounted("home", settings.node_home), _mounted("cgroups", "/sys/fs/cgroup"), _mounted("run", "/run/thawbox"),
+    ]  # fmt: skip
+    serve = {
+        "name": "serve", "image": settings.image, "env": env, "volumeMounts": mounts,
+        "command": ["thawbox", "serve", "--host", "$(HOST_IP)", "--port", str(settings.node_port)],
+        "ports": [{"name": "http", "containerPort": settings.node_port}], "securityContext": {"privileged": True},
+        "readinessProbe": {"httpGet": {"path": "/readyz", "port": "http"}, "periodSeconds": 5},
+        "resources": {"requests": {"cpu": "250m", "memory": "256Mi"}},
+    }  # fmt: skip
+    agent = {
+        "name": "agent", "image": settings.image, "env": env, "volumeMounts": mounts,
+        "command": [
+            "thawbox", "cluster", "node-agent", "--namespace", settings.namespace, "--node", "$(NODE_NAME)",
+            "--url", f"http://$(HOST_IP):{settings.node_port}", "--region", settings.region,
+        ],
+        "securityContext": {"runAsUser": 0, "capabilities": {"drop": ["ALL"], "add": ["SYS_PTRACE"]}},
+        "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
+    }  # fmt: skip
+    pod = {
+        "metadata": {"labels": {**MANAGED, **labels}},
+        "spec": {
+            "serviceAccountName": "thawbox-node", "hostPID": True, "hostNetwork": True,
+            "dnsPolicy": "ClusterFirstWithHostNet", "nodeSelector": {CRIU_LABEL: "true"},
+            "tolerations": [{"key": CRIU_LABEL, "operator": "Exists", "effect": "NoSchedule"}],
+            "priorityClassName": "system-node-critical", "containers": [serve, agent],
+            "volumes": [
+                _host("home", settings.node_home), _host("cgroups", "/sys/fs/cgroup", "Directory"),
+                {"name": "run", "emptyDir": {"medium": "Memory"}},
+            ],
+        },
+    }  # fmt: skip
+    update = {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}}
+    spec = {"selector": {"matchLabels": labels}, "template": pod, "updateStrategy": update}
+    return _object("apps/v1", "DaemonSet", _meta("thawbox-node", settings), spec=spec)
+
+
+_BOOTSTRAP = """set -eu
+# our programs onto the node: static, so that they run on any distribution of it
+install -d /host/usr/local/libexec/thawbox
+install -m 0755 /usr/local/libexec/thawbox/criu /usr/local/libexec/thawbox/thawbox-init \\
+  /usr/local/libexec/thawbox/thawbox-launch /host/usr/local/libexec/thawbox/
+# what clones need of the kernel: pids enough for many trees, inotify and descriptors for their programs
+cat > /host/etc/sysctl.d/90-thawbox.conf <<SETTINGS
+kernel.pid_max = 4194304
+fs.inotify.max_user_instances = 8192
+fs.inotify.max_user_watches = 1048576
+vm.overcommit_memory = 1
+vm.max_map_count = 1048576
+SETTINGS
+nsenter --target 1 --mount -- sysctl --quiet --load /etc/sysctl.d/90-thawbox.conf
+thawbox doctor --json
+"""
+
+
+def bootstrap(settings: DeploySettings) -> Json:
+    """Makes a node fit, and finds out by doing whether it is: its pod stays unready where `thawbox doctor` says no."""
+    labels = {"app.kubernetes.io/name": "thawbox-bootstrap"}
+    first = {
+        "name": "install", "image": settings.image, "command": ["/bin/sh", "-c", _BOOTSTRAP],
+        "env": [{"name": "THAWBOX_HOME", "value": settings.node_home}], "securityContext": {"privileged": True},
+        "volumeMounts": [
+            _mounted("host", "/host"), _mounted("home", settings.node_home), _mounted("cgroups", "/sys/fs/cgroup"),
+        ],
+        "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}},
+    }  # fmt: skip
+    after = {
+        "name": "done", "image": settings.placeholder_image, "securityContext": {**_CLOSED, "runAsUser": 65535},
+        "resources": {"requests": {"cpu": "1m", "memory": "8Mi"}, "limits": {"memory": "16Mi"}},
+    }  # fmt: skip
+    pod = {
+        "metadata": {"labels": {**MANAGED, **labels}},
+        "spec": {
+            "serviceAccountName": "thawbox-bootstrap", "automountServiceAccountToken": False, "hostPID": True,
+            "nodeSelector": {CRIU_LABEL: "true"},
+            "tolerations": [{"key": CRIU_LABEL, "operator": "Exists", "effect": "NoSchedule"}],
+            "initContainers": [first], "containers": [after],
+            "volumes": [
+                _host("host", "/", "Directory"), _host("home", settings.node_home),
+                _host("cgroups", "/sys/fs/cgroup", "Directory"),
+            ],
+        },
+    }  # fmt: skip
+    spec = {"selector": {"matchLabels": labels}, "template": pod}
+    return _object("apps/v1", "DaemonSet", _meta("thawbox-bootstrap", settings), spec=spec)
+
+
+def golden(settings: DeploySettings) -> list[Json]:
+    """The golden agent: ready once it may be checkpointed, and not before."""
+    labels = {"app": "golden-agent"}
+    probe = {
+        "httpGet": {"path": "/internal/checkpoint-ready", "port": "http"},
+        "periodSeconds": 2,
+        "failureThreshold": 60,
+    }
+    container = {
+        "name": "agent", "image": settings.golden_image,
+        "ports": [{"name": "http", "containerPort": settings.golden_port}],
+        "readinessProbe": probe, "securityContext": {**_CLOSED, "readOnlyRootFilesystem": False},
+        "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "2Gi"}},
+    }  # fmt: skip
+    pod = {
+        "metadata": {
+            "labels": {**MANAGED, **labels, "golden-revision": "r1"},
+            "annotations": {"gke.io/pod-checkpointing": "enabled"},
+        },
+        "spec": {"automountServiceAccountToken": False, "containers": [container]},
+    }  # fmt: skip
+    meta = _meta("golden-agent", settings, **labels)
+    meta["annotations"] = {"gke.io/pod-checkpointing": "enabled"}
+    deployment = _object("apps/v1", "Deployment", meta, spec={
+        "replicas": settings.golden_replicas, "selector": {"matchLabels": labels}, "template": pod,
+        "strategy": {"type": "Recreate"},
+    })  # fmt: skip
+    budget = _object("policy/v1", "PodDisruptionBudget", _meta("golden-agent", settings), spec={
+        "maxUnavailable": 1, "selector": {"matchLabels": labels},
+    })  # fmt: skip
+    return [deployment, budget]
+
+
+def examples(settings: DeploySettings) -> list[Json]:
+    """A template and a pool of the golden agent, for the `node` back end."""
+    sandbox = {
+        "command": ["python3", "-m", "app.main"], "rootfs": "/var/lib/thawbox/images/agent", "ready": "guest",
+        "memory": 2 << 30,
+    }  # fmt: skip
+    template = _object(f"{GROUP}/v1alpha1", "Template", _meta("golden-agent", settings), spec={
+        "backend": "node", "sandbox": sandbox, "store": settings.store, "captureSeconds": 600, "keep": 2,
+    })  # fmt: skip
+    pool = _object(f"{GROUP}/v1alpha1", "Pool", _meta("golden-agent", settings), spec={
+        "template": "golden-agent", "low": 4, "high": 32, "limit": 256,
+    })  # fmt: skip
+    return [template, pool]
+
+
+def policies(settings: DeploySettings) -> list[Json]:
+    """Nothing reaches a clone, the dispatcher or a golden pod that has no business there."""
+    world = [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}}]
+    dispatcher = {"matchLabels": {"app.kubernetes.io/name": "thawbox-dispatcher"}}
+    clones = {"matchExpressions": [{"key": POOL_LABEL, "operator": "Exists"}]}
+    callers = [{"namespaceSelector": {"matchLabels": {f"{GROUP}/callers": "true"}}}]
+    return [
+        _object("networking.k8s.io/v1", "NetworkPolicy", _meta("thawbox-default", settings), spec={
+            "podSelector": {}, "policyTypes": ["Ingress"], "ingress": [],
+        }),
+        _object("networking.k8s.io/v1", "NetworkPolicy", _meta("thawbox-dispatcher", settings), spec={
+            "podSelector": dispatcher, "policyTypes": ["Ingress"],
+            "ingress": [{"from": callers, "ports": [{"port": 8080, "protocol": "TCP"}]}],
+        }),
+        _object("networking.k8s.io/v1", "NetworkPolicy", _meta("thawbox-clones", settings), spec={
+            "podSelector": clones, "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"from": callers}],
+            "egress": [{"to": world}],
+        }),
+    ]  # fmt: skip
+
+
+def runtime_class() -> Json:
+    """gVisor, for clusters that bring their own; on GKE the class of this name is there already."""
+    sandboxed = {"sandbox.gke.io/runtime": "gvisor"}
+    toleration = {"key": "sandbox.gke.io/runtime", "operator": "Equal", "value": "gvisor", "effect": "NoSchedule"}
+    return _object(
+        "node.k8s.io/v1", "RuntimeClass", _meta("gvisor"), handler="runsc",
+        scheduling={"nodeSelector": sandboxed, "tolerations": [toleration]},
+        overhead={"podFixed": {"cpu": "50m", "memory": "64Mi"}},
+    )  # fmt: skip
+
+
+def pod_snapshots(settings: DeploySettings) -> list[Json]:
+    """Pod Snapshots of the golden agent, taken by hand (by the dispatcher), two of each revision kept."""
+    group = "podsnapshot.gke.io/v1"
+    gcs = {"bucket": settings.gke_bucket, "path": "golden", "tokenSource": "podKSA"}
+    rules = {"groupByLabelValue": {
+        "labels": ["golden-revision"], "groupRetentionPolicy": {"maxSnapshotCountPerGroup": 2},
+    }}  # fmt: skip
+    return [
+        _object(group, "PodSnapshotStorageConfig", _meta("golden-storage"), spec={
+            "snapshotStorageConfig": {"gcs": gcs},
+        }),
+        _object(group, "PodSnapshotPolicy", _meta("golden-policy", settings), spec={
+            "storageConfigName": "golden-storage", "selector": {"matchLabels": {"app": "golden-agent"}},
+            "triggerConfig": {"type": "manual", "postCheckpoint": "resume"}, "snapshotScope": "whole-pod",
+            "retentionConfig": {"lastAccessTimeout": "7d"}, "snapshotGroupingRules": rules,
+        }),
+    ]  # fmt: skip

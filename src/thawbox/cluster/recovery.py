@@ -1,0 +1,116 @@
+"""Lost nodes: their clones count no more, their claims come back elsewhere from the newest replicated snapshot.
+
+Rule: a claim is moved only when its node's lease has run out by our clock. A node that cannot renew its lease freezes
+what is leased on it before that (`agent`), so that nobody ever runs twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+
+from thawbox.cluster.backends import flip_readiness, sandbox_of
+from thawbox.cluster.binding import Binding
+from thawbox.cluster.crds import SNAPSHOT, WANTED, Json
+from thawbox.cluster.facts import Reason, Refusal
+from thawbox.cluster.kube import CLAIMS, PODS, Conflict, Kube
+from thawbox.cluster.state import LEASED, State, leased_by, notes_of, state_of
+from thawbox.cluster.times import condition, with_condition, written
+from thawbox.errors import NotFound, Unavailable
+
+RECOVER_SECONDS = 120.0
+
+
+class Recovery:
+    """Looks for nodes that have fallen silent, and brings their claims back. One dispatcher does it at a time."""
+
+    def __init__(
+        self, kube: Kube, state: State, binding: Binding, tasks: asyncio.TaskGroup, *, now: Callable[[], float]
+    ) -> None:
+        self._kube = kube
+        self._state = state
+        self._binding = binding
+        self._tasks = tasks
+        self._now = now
+        self._at_work: set[str] = set()
+
+    def look(self) -> None:
+        """Take silent nodes out, and begin to recover every claim that is bound to one, or was being recovered."""
+        for node in self._state.silent():
+            self._state.lose(node)
+        for name, claim in list(self._state.claims.objects.items()):
+            status = claim.get("status", {})
+            is_lost = status.get("phase") == "Bound" and status.get("node") not in self._state.fleet
+            if (is_lost or status.get("phase") == "Recovering") and name not in self._at_work:
+                self._at_work.add(name)
+                self._tasks.create_task(self._guarded(name))
+
+    async def _guarded(self, name: str) -> None:
+        try:
+            await self._recover(self._state.claims.objects[name])
+        except (Conflict, NotFound, Unavailable, KeyError):
+            await asyncio.sleep(0.2)  # the next look tries again, with what is true by then
+        finally:
+            self._at_work.discard(name)
+
+    async def _recover(self, claim: Json) -> None:
+        status = claim["status"]
+        snapshot = status.get("snapshot")
+        if not snapshot:
+            why = f"node {status.get('node')} is lost, and no snapshot was replicated"
+            await self._write(claim, {"phase": "Lost", "reason": Reason.NO_SNAPSHOT.value, "message": why}, ready=False)
+            return
+        if status["phase"] == "Bound":
+            change = {"phase": "Recovering", "reason": "NodeLost", "message": f"node {status.get('node')} is lost"}
+            claim = await self._write(claim, change, ready=False)
+        pod = self._heir(claim) or await self._choose(claim, snapshot)
+        if pod is None:
+            return
+        name = pod["metadata"]["name"]
+        there = await self._state.pods.wait(lambda: self._is_back(name, snapshot["id"]), timeout=RECOVER_SECONDS)
+        pod = self._state.pods.objects.get(name, pod)
+        if not there or state_of(pod) != LEASED:
+            await self._binding.break_pod(pod, f"snapshot {snapshot['id'][:12]} was not recovered in it")
+            return
+        node, before = pod["spec"]["nodeName"], status.get("pod", "")
+        await self._write(claim, {
+            "phase": "Bound", "reason": None, "message": None, "node": node, "pod": name, "sandbox": sandbox_of(pod),
+            "address": pod.get("status", {}).get("podIP", ""), "url": self._state.urls.get(node, ""),
+            "boundAt": written(self._now()), "recoveries": int(status.get("recoveries", 0)) + 1,
+        }, ready=True)  # fmt: skip
+        await flip_readiness(self._kube, pod, ready=True, now=self._now())
+        if before and before != name:
+            await self._kube.delete(PODS, before, grace=0)
+
+    def _heir(self, claim: Json) -> Json | None:
+        """The pod that this claim was to be recovered in already."""
+        uid, old = claim["metadata"]["uid"], claim["status"].get("pod")
+        found = (pod for pod in self._state.pods.objects.values() if leased_by(pod) == uid and WANTED in notes_of(pod))
+        return next((pod for pod in found if pod["metadata"]["name"] != old), None)
+
+    async def _choose(self, claim: Json, snapshot: Json) -> Json | None:
+        chosen = self._state.fleet.choose(self._state.wish(claim))
+        if isinstance(chosen, Refusal):
+            return None
+        pod = self._state.take(chosen, claim["spec"]["pool"])
+        return None if pod is None else await self._binding.swap(claim, pod, wanted=snapshot)
+
+    def _is_back(self, name: str, snapshot: str) -> bool:
+        pod = self._state.pods.objects.get(name)
+        if pod is None or state_of(pod) != LEASED:
+            return True
+        wanted = json.loads(notes_of(pod).get(WANTED, "{}")).get("id")
+        return wanted == snapshot and notes_of(pod).get(SNAPSHOT) == snapshot
+
+    async def _write(self, claim: Json, status: Json, *, ready: bool) -> Json:
+        """Change a claim's status where it still is as we know it. Raises Conflict."""
+        reason = status.get("reason") or status["phase"]
+        new = condition("Bound", status=ready, reason=reason, message=status.get("message") or "", now=self._now())
+        whole = {**status, "conditions": with_condition(claim["status"], new)}
+        meta = claim["metadata"]
+        found = await self._kube.patch(
+            CLAIMS, meta["name"], {"status": whole}, version=meta["resourceVersion"], sub="status"
+        )
+        self._state.claims.seen(found)
+        return found

@@ -1,0 +1,77 @@
+"""Parked clones in placeholders: what a Kubernetes node agent asks of its node.
+
+Rule: a clone that is parked here belongs to its pod (`owner`), and whoever handed the pod out may thaw it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Generator
+
+from thawbox.model import SnapshotId
+from thawbox.sandbox.cloning import clone
+from thawbox.sandbox.context import Context
+from thawbox.sandbox.handle import Sandbox
+from thawbox.sandbox.journal import Record
+from thawbox.sandbox.restoring import restore
+
+_PREFIX = "pod:"
+
+
+def owner_of(pod: str) -> str:
+    """In whose name a placeholder's sandbox stands in the journal; `pod` is the pod's uid."""
+    return f"{_PREFIX}{pod}"
+
+
+def park_in_placeholder(context: Context, snapshot: SnapshotId, *, pid: int, pod: str, name: str = "") -> Sandbox:
+    """A clone in the placeholder whose main process is `pid`, ready and frozen. Raises as cloning does.
+
+    What the pod held before is gone then, also when this fails.
+    """
+    empty_placeholder(context, pod)
+    name = f"{name[:50].rstrip('-_.')}-{secrets.token_hex(3)}" if name else ""
+    record, _ = clone(context, snapshot, name=name, owner=owner_of(pod), placeholder=pid)
+    sandbox = Sandbox(context, record)
+    with _removed_on_failure(sandbox):
+        sandbox.freeze()
+    return sandbox
+
+
+def recover_in_placeholder(context: Context, snapshot: SnapshotId, *, pid: int, pod: str) -> Sandbox:
+    """The very sandbox that a snapshot was made of, running in a placeholder. Raises as restoring does."""
+    empty_placeholder(context, pod)
+    record, _ = restore(context, snapshot, placeholder=pid, owner=owner_of(pod))
+    return Sandbox(context, record)
+
+
+def pod_of(owner: str) -> str:
+    """The pod in whose name a sandbox stands in the journal; empty for any other."""
+    return owner.removeprefix(_PREFIX) if owner.startswith(_PREFIX) else ""
+
+
+def all_placed(context: Context) -> list[Record]:
+    """Every sandbox of a placeholder, dead or alive."""
+    return [record for record in context.journal.all() if pod_of(record.owner)]
+
+
+def sandbox_in(context: Context, pod: str) -> Sandbox | None:
+    """What a pod's placeholder holds, dead or alive."""
+    found = [record for record in context.journal.all() if record.owner == owner_of(pod)]
+    return Sandbox(context, found[-1]) if found else None
+
+
+def empty_placeholder(context: Context, pod: str) -> None:
+    """Kill and remove what a pod's placeholder holds; nothing happens when that is nothing."""
+    sandbox = sandbox_in(context, pod)
+    if sandbox is not None:
+        sandbox.remove(force=True)
+
+
+@contextlib.contextmanager
+def _removed_on_failure(sandbox: Sandbox) -> Generator[None]:
+    try:
+        yield
+    except BaseException:
+        sandbox.remove(force=True)
+        raise

@@ -1,0 +1,144 @@
+"""A whole cluster: dispatcher, nodes and agents are processes, clones are real; only the API server is simulated."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster_home import Cluster, a_cluster
+from thawbox.config import load_settings
+from thawbox.node import Node
+
+WORKLOADS = Path(__file__).parents[1] / "workloads"
+PORT = 8000
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("c")
+
+
+@pytest.fixture(scope="module")
+def cluster(scratch: Path, rootfs_cache: Path) -> Iterator[Cluster]:
+    with a_cluster(scratch, rootfs_cache) as made:
+        yield made
+        for node in list(made.nodes.values()):
+            for one in reversed(node.processes):
+                one.kill()
+    for home in sorted(scratch.glob("n*")):
+        if (home / "journal.db").exists():
+            with Node(load_settings(home=home)) as last:
+                for sandbox in last.sandboxes():
+                    sandbox.remove(force=True)
+                last.tidy()
+
+
+@pytest.fixture(scope="module")
+def two_nodes(cluster: Cluster, scratch: Path) -> dict[str, Any]:
+    """Two nodes, a dispatcher, and a pool whose clones are parked on both."""
+    store = scratch / "store"
+    store.mkdir()
+    for name in ("n1", "n2"):
+        cluster.add_node(name)
+    dispatcher = cluster.dispatcher()
+    mounts = [{"source": str(WORKLOADS), "target": "/workloads", "read_only": True}]
+    spec = {"command": ["python3", "/workloads/tiny.py"], "mounts": mounts, "ready": f"tcp:{PORT}"}
+    cluster.apply("templates", "tiny", {"sandbox": spec, "store": f"file://{store}", "captureSeconds": 120})
+    cluster.apply("pools", "tiny", {"template": "tiny", "low": 4, "high": 6, "limit": 12})
+    cluster.until(lambda: parked_nodes(cluster) == {"n1", "n2"}, "clones parked on both nodes")
+    return {"dispatcher": dispatcher}
+
+
+def parked_nodes(cluster: Cluster) -> set[str]:
+    pods = [one for one in cluster.objects("pods") if one["metadata"]["labels"]["thawbox.dev/state"] == "parked"]
+    return {one["spec"]["nodeName"] for one in pods}
+
+
+def ask(url: str, path: str, body: dict[str, Any] | None = None, method: str = "") -> dict[str, Any]:
+    given = json.dumps(body).encode() if body is not None else None
+    request = urllib.request.Request(url + path, given, {"Content-Type": "application/json"}, method=method or None)
+    with urllib.request.urlopen(request, timeout=90) as answer:
+        found: dict[str, Any] = json.loads(answer.read() or b"{}")
+    return found
+
+
+def told_by(cluster: Cluster, claim: dict[str, Any]) -> list[str]:
+    """What the program in a claim's clone says over its socket, asked from inside the pod's network."""
+    pod = cluster.get("pods", claim["pod"])
+    asked = f"import socket; print(socket.create_connection(('127.0.0.1', {PORT}), 60).recv(200).decode())"
+    return cluster.placeholders[pod["metadata"]["uid"]].run("python3", "-c", asked).stdout.split()
+
+
+def is_ready(pod: dict[str, Any]) -> bool:
+    return any(
+        one["type"] == "thawbox.dev/acquired" and one["status"] == "True"
+        for one in pod.get("status", {}).get("conditions", [])
+    )
+
+
+def test_concurrent_claims_are_bound_to_parked_clones_that_nobody_shares(
+    cluster: Cluster, two_nodes: dict[str, Any]
+) -> None:
+    url = two_nodes["dispatcher"].said["url"]
+    created = len(cluster.server.call(lambda storage: storage.creations))
+    with ThreadPoolExecutor(4) as threads:
+        claims = list(threads.map(lambda _: ask(url, "/v1/claims", {"pool": "tiny", "timeout": 60}), range(4)))
+    assert {one["state"] for one in claims} == {"bound"}
+    assert len({one["pod"] for one in claims}) == len({one["sandbox"]["id"] for one in claims}) == 4
+    assert {one["node"] for one in claims} == {"n1", "n2"}  # spread
+    told = [told_by(cluster, one) for one in claims]
+    assert len({nonce for nonce, _, _ in told}) == 1  # each goes on with the golden memory: none was started
+    assert len({machine for _, _, machine in told}) == 4
+    cluster.until(lambda: all(is_ready(cluster.get("pods", one["pod"])) for one in claims), "readiness of leased pods")
+    began = cluster.server.call(lambda storage: storage.creations)[created:]
+    bound = {one["pod"] for one in claims}
+    assert not bound & {name for _, name in began}  # no pod was created for them
+    for one in claims:
+        ask(url, f"/v1/claims/{one['id']}", method="DELETE")
+    cluster.until(lambda: not [one for one in cluster.objects("pods") if one["metadata"]["name"] in bound],
+                  "the end of the released pods")  # fmt: skip
+
+
+def test_a_restarted_dispatcher_has_lost_nothing_and_serves_who_came_meanwhile(
+    cluster: Cluster, two_nodes: dict[str, Any]
+) -> None:
+    url = two_nodes["dispatcher"].said["url"]
+    kept = ask(url, "/v1/claims", {"pool": "tiny", "timeout": 60})
+    nonce = told_by(cluster, kept)
+    two_nodes["dispatcher"].kill()
+    cluster.apply("claims", "meanwhile", {"pool": "tiny", "timeout": 120})
+    two_nodes["dispatcher"] = cluster.dispatcher()
+    url = two_nodes["dispatcher"].said["url"]
+    cluster.until(lambda: cluster.get("claims", "meanwhile").get("status", {}).get("phase") == "Bound",
+                  "the claim that came while no dispatcher ran")  # fmt: skip
+    again = ask(url, f"/v1/claims/{kept['id']}")
+    assert (again["pod"], again["sandbox"], again["state"]) == (kept["pod"], kept["sandbox"], "bound")
+    assert told_by(cluster, again) == nonce
+    for name in (kept["id"], "meanwhile"):
+        ask(url, f"/v1/claims/{name}", method="DELETE")
+
+
+def test_a_killed_nodes_claim_comes_back_on_the_other_as_itself(cluster: Cluster, two_nodes: dict[str, Any]) -> None:
+    url = two_nodes["dispatcher"].said["url"]
+    cluster.until(lambda: parked_nodes(cluster) == {"n1", "n2"}, "clones parked on both nodes")
+    claim = ask(url, "/v1/claims", {"pool": "tiny", "timeout": 60, "checkpoint_every": 3600})
+    before = told_by(cluster, claim)
+    cluster.until(lambda: cluster.get("claims", claim["id"])["status"].get("snapshot"), "a replicated snapshot")
+    other = ({"n1", "n2"} - {claim["node"]}).pop()
+    cluster.until(lambda: other in parked_nodes(cluster), "a clone parked on the other node")
+    unreplicated = ask(url, "/v1/claims", {"pool": "tiny", "timeout": 60})
+    cluster.kill_node(claim["node"])
+    cluster.until(lambda: cluster.get("claims", claim["id"])["status"].get("recoveries") == 1, "the recovery")
+    after = ask(url, f"/v1/claims/{claim['id']}")
+    assert (after["state"], after["node"], after["sandbox"]) == ("bound", other, claim["sandbox"])
+    assert told_by(cluster, after) == before  # nonce, host name, machine id
+    if unreplicated["node"] == claim["node"]:
+        lost = cluster.until(lambda: cluster.get("claims", unreplicated["id"])["status"]["phase"] == "Lost", "the loss")
+        assert lost
+    cluster.until(lambda: parked_nodes(cluster) == {other}, "the pool parked anew on what is left")

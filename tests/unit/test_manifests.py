@@ -1,0 +1,150 @@
+"""What `thawbox k8s render` writes: valid, complete, least privileged, and what is committed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from kube.schema import admit
+from thawbox.cluster.crds import crds
+from thawbox.cluster.manifests.render import render, write
+from thawbox.cluster.manifests.settings import DeploySettings, read_settings, settings_page
+from thawbox.errors import InvalidRequest
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+KUBERNETES = "1.32"
+OVERLAYS = ("gke", "generic", "kind")
+Json = dict[str, Any]
+NOT_KUBERNETES = {"Kustomization", "Cluster", "JoinConfiguration", "KubeletConfiguration"}
+GKE_KINDS = Path(__file__).parents[1] / "kube" / "podsnapshot-crds.yaml"
+
+
+def documents() -> list[tuple[str, Json]]:
+    found: list[tuple[str, Json]] = []
+    for name, text in sorted(render(DeploySettings()).items()):
+        if name.endswith(".yaml") and name != "settings.yaml":
+            found += [(name, one) for one in yaml.safe_load_all(text)]
+    return found
+
+
+DOCUMENTS = documents()
+SCHEMAS = {
+    (one["spec"]["group"], one["spec"]["names"]["kind"]): one["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    for one in (*crds(), *yaml.safe_load_all(GKE_KINDS.read_text()))
+}
+
+
+def objects(kind: str) -> list[Json]:
+    return [one for _, one in DOCUMENTS if one["kind"] == kind]
+
+
+def test_what_is_committed_is_what_is_rendered_from_the_committed_settings() -> None:
+    rendered = render(read_settings(DEPLOY / "settings.yaml"))
+    folders = {name.partition("/")[0] for name in rendered}
+    there = {
+        str(path.relative_to(DEPLOY)): path.read_text()
+        for path in DEPLOY.rglob("*") if path.is_file() and path.relative_to(DEPLOY).parts[0] in folders
+    }  # fmt: skip
+    assert there == rendered
+
+
+@pytest.mark.parametrize(
+    ("where", "found"),
+    DOCUMENTS,
+    ids=[f"{name}:{one['kind']}:{number}" for number, (name, one) in enumerate(DOCUMENTS)],
+)
+def test_every_object_is_valid_by_its_schema(where: str, found: Json) -> None:
+    if found["kind"] in NOT_KUBERNETES:
+        return
+    group = found["apiVersion"].rpartition("/")[0]
+    if (group, found["kind"]) in SCHEMAS:
+        kept, problems = admit(SCHEMAS[group, found["kind"]], found, None)
+        assert not problems
+        assert kept["spec"].keys() >= found["spec"].keys()  # nothing that the schema does not know
+    else:
+        kubernetes_validate.validate(found, KUBERNETES, strict=True)
+
+
+def test_a_wrong_object_would_be_refused() -> None:
+    deployment = objects("Deployment")[0]
+    wrong = {**deployment, "spec": {**deployment["spec"], "replicaz": 2}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_builds_and_holds_the_whole_base(overlay: str) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("no kubectl on this machine: kustomizations cannot be built")
+    built = subprocess.run(
+        ["kubectl", "kustomize", str(DEPLOY / "overlays" / overlay)], capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, built.stderr
+    kinds = {(one["kind"], one["metadata"]["name"]) for one in yaml.safe_load_all(built.stdout)}
+    base = {(one["kind"], one["metadata"]["name"]) for name, one in DOCUMENTS
+            if name.startswith("base/") and one["kind"] != "Kustomization"}  # fmt: skip
+    assert base <= kinds
+    assert ("Deployment", "golden-agent") in kinds
+
+
+def test_every_kustomization_names_files_that_there_are() -> None:
+    files = render(DeploySettings())
+    for name, one in DOCUMENTS:
+        if one["kind"] == "Kustomization":
+            for resource in one["resources"]:
+                where = Path(name).parent / resource
+                assert str(where) in files or resource == "../../base"
+
+
+def test_only_the_nodes_own_pods_are_privileged_and_no_role_reaches_further_than_it_must() -> None:
+    for kind in ("Deployment", "DaemonSet"):
+        for found in objects(kind):
+            pod = found["spec"]["template"]["spec"]
+            containers = [*pod["containers"], *pod.get("initContainers", [])]
+            privileged = [one for one in containers if one.get("securityContext", {}).get("privileged")]
+            assert not privileged or found["metadata"]["name"] in ("thawbox-node", "thawbox-bootstrap")
+    assert not objects("ClusterRole")
+    assert not objects("ClusterRoleBinding")
+    for role in objects("Role"):
+        for rule in role["rules"]:
+            assert "*" not in (*rule["verbs"], *rule["resources"], *rule["apiGroups"])
+            assert "secrets" not in rule["resources"]
+    node = next(one for one in objects("Role") if one["metadata"]["name"] == "thawbox-node")
+    allowed = {(name, verb) for rule in node["rules"] for name in rule["resources"] for verb in rule["verbs"]}
+    assert not allowed & {("pods", "create"), ("pods", "delete"), ("claims", "patch"), ("claims", "create")}
+
+
+def test_the_golden_pod_is_annotated_and_ready_only_when_it_may_be_checkpointed() -> None:
+    for deployment in (one for one in objects("Deployment") if one["metadata"]["name"] == "golden-agent"):
+        pod = deployment["spec"]["template"]
+        assert pod["metadata"]["annotations"]["gke.io/pod-checkpointing"]
+        assert pod["spec"]["containers"][0]["readinessProbe"]["httpGet"]["path"] == "/internal/checkpoint-ready"
+
+
+def test_the_two_node_pools_of_gke_are_ubuntu_for_criu_and_cos_for_gvisor() -> None:
+    script = render(DeploySettings())["nodepools/gke.sh"]
+    criu, gvisor = script.split("node-pools create")[1:]
+    assert "--image-type UBUNTU_CONTAINERD" in criu
+    assert "thawbox.dev/criu=true:NoSchedule" in criu
+    assert "--image-type COS_CONTAINERD --sandbox type=gvisor" in gvisor
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+
+
+def test_settings_come_from_one_file_and_a_wrong_one_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(settings_page(DeploySettings(namespace="other", dispatcher_replicas=5)))
+    settings = read_settings(path)
+    assert settings == DeploySettings(namespace="other", dispatcher_replicas=5)
+    write(settings, tmp_path / "out")
+    text = (tmp_path / "out" / "base" / "dispatcher.yaml").read_text()
+    assert "namespace: other" in text
+    assert "replicas: 5" in text
+    path.write_text("replicaz: 5\n")
+    with pytest.raises(InvalidRequest, match="replicaz"):
+        read_settings(path)
