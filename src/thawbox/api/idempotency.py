@@ -2,7 +2,8 @@
 
 Rule 1: an answer is in the book before it is sent, so whoever saw it sees it again.
 Rule 2: an answer that says "not now", "not here" or that the node failed is not kept: the same may succeed later.
-Rule 3: an answer that is never to be stored (`Cache-Control: no-store`: a token's text) is remembered, not kept.
+Rule 3: an answer that is never to be stored (`Cache-Control: no-store`: a token's text; what a program in a sandbox
+printed) is remembered, not kept.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ KEPT_SECONDS = 24 * 3600.0
 LONGEST_KEY = 255
 LONGEST_ANSWER = 1 << 20
 """Bytes of an answer that is kept; of a longer one only that it was given."""
+_FROM_A_SANDBOX = ("/exec", "/code")
+"""Ends of paths whose answers hold what programs printed."""
 _SWEEP_EVERY = 200
 _NOT_KEPT = frozenset({401, 403, 404, 408, 413, 429})
 
@@ -39,6 +42,7 @@ class _Asked:
     whose: str
     key: str
     digest: str
+    is_of_a_program: bool = False
 
 
 @dataclass(slots=True)
@@ -86,7 +90,7 @@ class Idempotency:
             return  # the caller is gone, and what he wanted was never said
         digest = hashlib.sha256(scope["query_string"] + b"\n" + body).hexdigest()
         path = hashlib.sha256(scope["path"].encode("utf-8", "surrogateescape")).hexdigest()  # it may hold anything
-        asked = _Asked(f"{caller.key} POST {path}", key, digest)
+        asked = _Asked(f"{caller.key} POST {path}", key, digest, scope["path"].endswith(_FROM_A_SANDBOX))
         async with self._alone(asked.whose, key):
             again = self._answer_to(asked)
             if again is not None:
@@ -147,7 +151,7 @@ class Idempotency:
     def _keep(self, asked: _Asked, answer: _Answer) -> None:
         if answer.status >= 500 or answer.status in _NOT_KEPT:
             return
-        body = None if answer.body is None else bytes(answer.body)
+        body = None if answer.body is None or asked.is_of_a_program else bytes(answer.body)
         values = (asked.whose, asked.key, asked.digest, self._now(), answer.status, json.dumps(answer.headers), body)
         with self._service.book.change() as sql:
             sql.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)", values)
