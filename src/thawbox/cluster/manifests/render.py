@@ -67,9 +67,12 @@ def differences(settings: DeploySettings, out: Path) -> list[str]:
 
 
 def _documents(objects: Iterable[Json]) -> str:
+    import json
+
     import yaml
 
-    return HEAD + "---\n".join(yaml.safe_dump(one, sort_keys=False, width=110) for one in objects)
+    apart = (json.loads(json.dumps(one)) for one in objects)  # a value used twice would be written as a YAML alias
+    return HEAD + "---\n".join(yaml.safe_dump(one, sort_keys=False, width=110) for one in apart)
 
 
 def _kustomization(resources: list[str], patches: list[Json] | None = None) -> str:
