@@ -212,7 +212,7 @@ class Service:
             return self._pools[name]
 
     def pool(self, name: str) -> Pool:
-        """A pool, opened if somebody else has made it meanwhile; raises NotFound, Unavailable when it was drained."""
+        """A pool, opened if somebody else has made it meanwhile; raises NotFound, also when it was drained."""
         found = self._pools.get(name)
         return self.open(name) if found is None else found
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from thawbox.errors import InvalidRequest, LockTimeout, Unavailable
+from thawbox.errors import InvalidRequest, LockTimeout, NotFound, Unavailable
 from thawbox.host.files import locked, private_directory
 from thawbox.pool.pool import Pool
 from thawbox.pool.spec import PoolSpec, check_pool
@@ -45,11 +45,11 @@ def open_pool(context: Context, name: str, *, share_memory: bool = True) -> Pool
     With `share_memory` the golden snapshot's memory is loaded once and shared by clones, copy on write, where the
     engine can: worth it for a pool that is kept, not for one acquire.
 
-    Raises NotFound, and Unavailable when it was drained or while another process keeps it.
+    Raises NotFound, also when it was drained, and Unavailable while another process keeps it.
     """
     spec = find_pool(context, name)
     if spec.drained:
-        raise Unavailable(f"pool {name} was drained", remediation="remove it and make a new one")
+        raise NotFound(f"pool {name} was drained", remediation="remove it and make a new one")
     with ExitStack() as undo:
         _claim(context, name, undo)
         claim = undo.pop_all()
