@@ -34,13 +34,14 @@ def _where(command: Any) -> Any:
 
 
 def _need_extra() -> None:
-    try:
-        import kopf  # noqa: F401
-        import kubernetes  # noqa: F401
-    except ImportError as missing:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("kubernetes", "kopf") if find_spec(name) is None]
+    if missing:
         raise Unsupported(
-            f"the extra `cluster` is not installed: {missing}", remediation="pip install 'thawbox[cluster]'"
-        ) from missing
+            f"the extra `cluster` is not installed: no {' and no '.join(missing)}",
+            remediation="pip install 'thawbox[cluster]'",
+        )
 
 
 @cluster_command.command("dispatch", short_help="Bind claims to parked clones.")
@@ -184,10 +185,12 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
     try:
         asyncio.run(work)
     except BaseExceptionGroup as several:
-        error: BaseException = several
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from several
+        raise _first(several) from several
+
+
+def _first(error: BaseException) -> BaseException:
+    inside: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+    return _first(inside[0]) if inside else error
 
 
 def _say(answer: dict[str, object], words: str, *, as_json: bool) -> None:

@@ -247,7 +247,8 @@ def container_of(pod: Json) -> str:
 
     By name, never by order or pid: a pod may have sidecars.
     """
-    for one in pod.get("status", {}).get("containerStatuses") or []:
+    containers: list[Json] = pod.get("status", {}).get("containerStatuses") or []
+    for one in containers:
         if one["name"] == PLACEHOLDER and "running" in one.get("state", {}):
             return str(one.get("containerID", "")).partition("://")[2]
     return ""

@@ -21,7 +21,7 @@ from thawbox.cluster.crds import CLAIM, CLAIM_NAME, STATE_LABEL, WANTED, WHY, Js
 from thawbox.cluster.facts import WAITS, Reason, Refusal
 from thawbox.cluster.kube import CLAIMS, PODS, Conflict, Kube
 from thawbox.cluster.scale_plan import Demand, admit
-from thawbox.cluster.state import BROKEN, LEASED, State, is_there, leased_by
+from thawbox.cluster.state import BROKEN, LEASED, State, is_there, leased_by, notes_of
 from thawbox.cluster.times import condition, read, with_condition, written
 from thawbox.errors import EngineError, NotFound, ThawboxError, Unavailable
 
@@ -77,7 +77,7 @@ class Binding:
 
     def _claim_of(self, pod: Json) -> Json | None:
         uid = leased_by(pod)
-        name = (pod["metadata"].get("annotations") or {}).get(CLAIM_NAME, "")
+        name = str(notes_of(pod).get(CLAIM_NAME, ""))
         claim = self._state.claims.objects.get(name) if uid else None
         return claim if claim is not None and claim["metadata"]["uid"] == uid else None
 

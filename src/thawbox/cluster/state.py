@@ -242,12 +242,17 @@ def notes_of(found: Json) -> Json:
     return notes
 
 
+def _labels_of(found: Json) -> Json:
+    labels: Json = found.get("metadata", {}).get("labels") or {}
+    return labels
+
+
 def pool_of(pod: Json) -> str:
-    return str((pod.get("metadata", {}).get("labels") or {}).get(POOL_LABEL, ""))
+    return str(_labels_of(pod).get(POOL_LABEL, ""))
 
 
 def state_of(pod: Json) -> str:
-    return str((pod["metadata"].get("labels") or {}).get(STATE_LABEL, EMPTY))
+    return str(_labels_of(pod).get(STATE_LABEL, EMPTY))
 
 
 def is_there(pod: Json) -> bool:

@@ -96,6 +96,7 @@ def arrivals(trace: Trace) -> Arrivals:
     import numpy as np
 
     rng = np.random.default_rng(trace.seed)
+    interpolated: Any = np.interp  # its stubs are generic beyond what a checker resolves
     edges = np.arange(0.0, trace.seconds + 1.0)
     flow = np.ones(len(edges) - 1)
     extra: list[tuple[np.ndarray[Any, Any], int]] = []
@@ -114,8 +115,7 @@ def arrivals(trace: Trace) -> Arrivals:
         share = left if number == len(kinds) - 1 else round(trace.claims * float(one.sum()) / whole)
         left -= share
         cumulated = np.concatenate(([0.0], np.cumsum(one)))
-        drawn = np.interp(rng.random(share) * cumulated[-1], cumulated, edges)
-        at_parts.append(drawn)
+        at_parts.append(interpolated(rng.random(share) * cumulated[-1], cumulated, edges))
         of: Any = rng.integers(len(trace.regions), size=share) if region < 0 else np.full(share, region)
         region_parts.append(of)
     at = np.concatenate(at_parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from thawbox.cluster.crds import Json, crds
 from thawbox.cluster.manifests import parts
@@ -69,8 +70,9 @@ def differences(settings: DeploySettings, out: Path) -> list[str]:
 def _documents(objects: Iterable[Json]) -> str:
     import json
 
-    import yaml
+    import yaml as untyped
 
+    yaml: Any = untyped
     apart = (json.loads(json.dumps(one)) for one in objects)  # a value used twice would be written as a YAML alias
     return HEAD + "---\n".join(yaml.safe_dump(one, sort_keys=False, width=110) for one in apart)
 

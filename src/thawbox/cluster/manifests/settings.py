@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -45,7 +46,7 @@ def read_settings(path: Path | None) -> DeploySettings:
     import yaml
 
     try:
-        given = yaml.safe_load(path.read_text()) or {}
+        given: Any = yaml.safe_load(path.read_text()) or {}
         return msgspec.convert(_only_known(given, path), type=DeploySettings)
     except (OSError, yaml.YAMLError, msgspec.ValidationError) as error:
         raise InvalidRequest(f"{path} cannot be used: {error}") from None
@@ -62,8 +63,9 @@ def _only_known(given: object, path: Path) -> dict[str, object]:
 
 def settings_page(settings: DeploySettings) -> str:
     """The settings as the YAML file that would say them, each with its meaning."""
-    import yaml
+    import yaml as untyped
 
+    yaml: Any = untyped
     lines: list[str] = []
     for name, one in DeploySettings.__dataclass_fields__.items():
         lines.append(f"# {one.metadata['doc']}")
