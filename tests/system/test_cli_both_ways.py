@@ -134,6 +134,11 @@ pool create p --template tiny --low 0 --high 1 --json
 pool create p --template tiny --json
 pool create q --template nothing --json
 pool create q --template tiny --low 3 --high 1 --json
+pool create full --template tiny --low 0 --high 0 --limit 1
+pool acquire full --json
+pool acquire full --timeout 200ms --json
+pool rm full --json
+pool rm full --force --json
 pool ls
 pool ls --json
 pool show p
