@@ -22,7 +22,18 @@ PACKAGES = Mount(str(Path(fastapi.__file__).parents[1]), "/opt/packages", read_o
 
 
 def server(node: Node, hooks: str) -> Sandbox:
-    command = ("python3", "-m", "uvicorn", "web_agent:app", "--port", "8000", "--log-level", "warning")
+    command = (
+        "python3",
+        "-m",
+        "uvicorn",
+        "web_agent:app",
+        "--port",
+        "8000",
+        "--log-level",
+        "warning",
+        "--loop",
+        "asyncio",
+    )
     env = {"PYTHONPATH": "/opt/packages:/workloads", "PYTHONDONTWRITEBYTECODE": "1"}
     mounts = (GUEST, WORKLOADS, PACKAGES)
     return node.run(
