@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import ssl
 import time
@@ -48,7 +49,7 @@ def callers(serving: Serving, tokens: dict[str, str]) -> dict[str, httpx.Client]
 def test_a_route_answers_the_scope_that_it_demands_and_no_narrower(
     callers: dict[str, httpx.Client], method: str, path: str, scope: str
 ) -> None:
-    url = path.format(**dict.fromkeys(("ref", "name", "lease", "claim", "operation", "token", "context"), "nothing"))
+    url = re.sub(r"\{\w+\}", "main.js" if path.startswith("/dashboard/") else "nothing", path)
     if scope == "open":
         assert callers[""].request(method, url).status_code == 200
         return

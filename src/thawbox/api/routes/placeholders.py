@@ -17,7 +17,7 @@ from thawbox.api.access import Admin
 from thawbox.api.answers import Body, Reference, resource
 from thawbox.api.service import Service
 from thawbox.errors import InvalidRequest, NotFound, SandboxNotFound, SnapshotNotFound
-from thawbox.model import Phase, SnapshotId, Spec
+from thawbox.model import Phase, SnapshotId, Spec, checked_name
 from thawbox.sandbox import Context, Sandbox
 from thawbox.sandbox.placing import (
     all_placed,
@@ -102,8 +102,8 @@ def router(service: Service) -> APIRouter:
 
     @routes.delete("/{pod}", status_code=204)
     def empty(pod: Reference, _: Admin) -> None:
-        """Destroy what a placeholder holds."""
-        empty_placeholder(here(), pod)
+        """Destroy what a placeholder holds; one that holds nothing is as wanted."""
+        empty_placeholder(here(), checked_name(pod, "pod"))
 
     @routes.post("/golden", status_code=201)
     def make_golden(wish: Golden, _: Admin) -> dict[str, Any]:
@@ -119,9 +119,9 @@ def router(service: Service) -> APIRouter:
 
     @routes.delete("/golden/{name}", status_code=204)
     def drop_golden(name: Reference, _: Admin) -> None:
-        """Forget a golden snapshot that is no longer cloned from."""
+        """Forget a golden snapshot that is no longer cloned from; one that is unknown is as wanted."""
         with contextlib.suppress(NotFound):
-            service.node.remove_template(name)
+            service.node.remove_template(checked_name(name, "name"))
 
     return routes
 
