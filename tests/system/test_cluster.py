@@ -55,9 +55,12 @@ def two_nodes(cluster: Cluster, scratch: Path) -> dict[str, Any]:
     return {"dispatcher": dispatcher}
 
 
+def parked(cluster: Cluster) -> list[dict[str, Any]]:
+    return [one for one in cluster.objects("pods") if one["metadata"]["labels"]["thawbox.dev/state"] == "parked"]
+
+
 def parked_nodes(cluster: Cluster) -> set[str]:
-    pods = [one for one in cluster.objects("pods") if one["metadata"]["labels"]["thawbox.dev/state"] == "parked"]
-    return {one["spec"]["nodeName"] for one in pods}
+    return {one["spec"]["nodeName"] for one in parked(cluster)}
 
 
 def ask(url: str, path: str, body: dict[str, Any] | None = None, method: str = "") -> dict[str, Any]:
@@ -86,6 +89,7 @@ def test_concurrent_claims_are_bound_to_parked_clones_that_nobody_shares(
     cluster: Cluster, two_nodes: dict[str, Any]
 ) -> None:
     url = two_nodes["dispatcher"].said["url"]
+    cluster.until(lambda: len(parked(cluster)) >= 4 and parked_nodes(cluster) == {"n1", "n2"}, "a clone for each claim")
     created = len(cluster.server.call(lambda storage: storage.creations))
     with ThreadPoolExecutor(4) as threads:
         claims = list(threads.map(lambda _: ask(url, "/v1/claims", {"pool": "tiny", "timeout": 60}), range(4)))
