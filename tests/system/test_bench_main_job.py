@@ -21,7 +21,10 @@ def test_every_scenario_gives_its_rows_every_restore_is_proven_and_nothing_is_le
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     with node.run(Spec(("sleep", "60"))) as first:  # what a node keeps from its first sandbox on
-        node.context.store.remove(first.checkpoint().id)
+        kept = first.checkpoint()
+        kept.warm()
+        kept.cool()
+        node.context.store.remove(kept.id)
     with unchanged(), MainJob(node, scratch, mib=8, clones=3) as job:
         scenarios = job.scenarios()
         samples = run_rounds(scenarios, rounds=1, rng=random.Random(1), warmups=0)

@@ -22,7 +22,10 @@ def test_every_contender_that_is_here_gives_its_rows_proven_and_leaves_nothing(
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     with node.run(Spec(("sleep", "60"))) as first:  # what a node keeps from its first sandbox on
-        node.context.store.remove(first.checkpoint().id)
+        kept = first.checkpoint()
+        kept.warm()
+        kept.cool()
+        node.context.store.remove(kept.id)
     with unchanged():
         outcome = run_plan(node, scratch, Plan(((workloads.python(4), 1),), patience=0))
     rows = {sample.row: sample for sample in outcome.samples}
