@@ -23,7 +23,7 @@ from thawbox.engines.criu_phases import Phases
 from thawbox.engines.criu_rpc import LOG, STDERR, CriuGone, CriuProgram, Notified, request
 from thawbox.engines.criu_template import TemplateGone, TemplateServers
 from thawbox.engines.proto import rpc_pb2
-from thawbox.errors import DumpFailed, EngineError, RestoreFailed, ThawboxError, Unsupported
+from thawbox.errors import CopyLost, DumpFailed, EngineError, RestoreFailed, ThawboxError, Unsupported
 from thawbox.host.kernel_trials import soft_dirty
 from thawbox.host.namespaces import PIDS_ABOVE, Entrance
 from thawbox.host.proc import run_program
@@ -105,7 +105,9 @@ class CriuEngine:
                     on=phases.of({"post-dump": while_stopped, "post-resume": reader.read}), freezer=place.freezer,
                 )  # fmt: skip
             except CriuGone as error:
-                raise _failure(DumpFailed, f"the dump failed: {error}; the sandbox runs on", work) from error
+                # Once copies were there to be read, the tree ran again: all that is lost is the dump.
+                kind = CopyLost if reader.began and not why_plain else DumpFailed
+                raise _failure(kind, f"the dump failed: {error}; the sandbox runs on", work) from error
             if not answer.success:
                 raise _failure(DumpFailed, "the dump failed; the sandbox runs on", work)
             phases.end()
@@ -190,13 +192,15 @@ class CriuEngine:
 @dataclass(slots=True)
 class _Reader:
     """Reads the copies that a copy-on-write dump left, as soon as the tree runs: what comes of it are the images that
-    `shrink` makes of a plain dump. `found` once there were copies, `clean` as `shrink` answers."""
+    `shrink` makes of a plain dump. `began` once the tree ran again, `found` once there were copies, `clean` as `shrink`
+    answers."""
 
     work: Path
     place: Place
     images: Path
     parents: Parents
     when_running: Callable[[], None]
+    began: bool = False
     found: bool = False
     clean: bool = False
 
@@ -208,6 +212,7 @@ class _Reader:
         from thawbox.engines.criu_copies import expose, find_copies
         from thawbox.engines.criu_delta import is_clean, make_delta, make_full
 
+        self.began = True
         self.when_running()
         copies = find_copies(self.work, self.place.keeper)
         expose(copies)
