@@ -132,6 +132,14 @@ def test_without_pids_to_spare_the_dump_is_a_plain_one_and_says_so(workload: Run
     assert ask(snapshot.clone(), "move")["kept"]["memory"] == begun["memory"]
 
 
+def test_a_memory_limit_that_is_no_number_of_whole_pages_is_put_back_too(workload: RunWorkload, ask: Ask) -> None:
+    sandbox = workload("python3", "stamps.py", "1000", memory=500_000_000)
+    before = sandbox.stats().memory_limit
+    assert sandbox.checkpoint().report is not None
+    assert sandbox.stats().memory_limit == before
+    assert before is not None and 500_000_000 - 4096 < before <= 500_000_000
+
+
 def test_a_tight_memory_limit_neither_kills_the_program_nor_stays_raised(workload: RunWorkload, ask: Ask) -> None:
     limit = 72 << 20
     sandbox = workload("python3", "stamps.py", "4000", memory=limit)  # 4 writers of 16 MiB each

@@ -29,6 +29,7 @@ from thawbox.model import SandboxId
 
 _UNLIMITED_V1 = 1 << 62
 """Version 1 reports "no limit" as the largest page-aligned 64-bit number; nothing real comes near this."""
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 _CONTROLLERS = ("memory", "cpu", CPUACCT, "pids", FREEZER)
 
 
@@ -108,6 +109,10 @@ class Cgroup:
         """Apply this limit, in bytes, alone; errors as for `set_limits`, SandboxNotFound when the groups are gone."""
         with self._present():
             apply_limits(Limits(memory=limit), self._limit_groups(), lift=False)
+
+    def has_memory_limit(self, limit: int) -> bool:
+        """Whether this limit, in bytes, holds: the kernel keeps whole pages of it. Raises SandboxNotFound."""
+        return self.stats().memory_limit == limit - limit % _PAGE
 
     def private_memory(self) -> int | None:
         """Bytes of anonymous memory, as programs have it by themselves; None without a memory controller.

@@ -41,7 +41,7 @@ def why_no_room(context: Context, record: Record) -> str:
 @contextlib.contextmanager
 def room_for_copies(context: Context, record: Record) -> Generator[None]:
     """For the block the sandbox may have twice its memory limit; nothing happens when it has none."""
-    limit = record.spec.memory
+    limit = _own_limit(record)
     if limit is None:
         yield
         return
@@ -61,7 +61,7 @@ def put_back(cgroup: Cgroup, limit: int) -> None:
     """
     deadline = time.monotonic() + _PUT_BACK_SECONDS
     with contextlib.suppress(SandboxNotFound):
-        while cgroup.stats().memory_limit != limit:
+        while not cgroup.has_memory_limit(limit):
             try:
                 cgroup.set_memory_limit(limit)
             except InvalidSpec:
@@ -69,6 +69,8 @@ def put_back(cgroup: Cgroup, limit: int) -> None:
                     _tell(cgroup, limit)
                     return
                 time.sleep(0.01)  # the kernel tells nobody when it has uncharged what the dead had
+            else:
+                return
 
 
 def _tell(cgroup: Cgroup, limit: int) -> None:
@@ -79,16 +81,22 @@ def _tell(cgroup: Cgroup, limit: int) -> None:
 
 def mend_limit(context: Context, record: Record) -> None:
     """Put back a limit that was raised by a command which died before it could; the caller holds the lock."""
-    limit = record.spec.memory
+    limit = _own_limit(record)
     if limit is not None:
         put_back(context.cgroup(record.id), limit)
 
 
 def has_its_limit(context: Context, record: Record) -> bool:
     """Whether the sandbox has the memory limit of its spec, or is gone."""
+    limit = _own_limit(record)
     with contextlib.suppress(SandboxNotFound):
-        return record.spec.memory is None or context.cgroup(record.id).stats().memory_limit == record.spec.memory
+        return limit is None or context.cgroup(record.id).has_memory_limit(limit)
     return True
+
+
+def _own_limit(record: Record) -> int | None:
+    """The memory limit that the sandbox was given; in a placeholder the pod's holds, which is not ours to change."""
+    return None if record.placeholder else record.spec.memory
 
 
 __all__ = ["has_its_limit", "mend_limit", "room_for_copies", "why_no_room"]
