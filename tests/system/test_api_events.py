@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
 from cli_process import Cli
+from service import wait_for
 from serving import SLEEP, Listener, Serving, Told, made, sse
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(300)]
@@ -104,6 +106,44 @@ def test_only_the_kinds_that_are_wanted_come(root: httpx.Client, serving: Servin
     listener.wait_for("sandbox.frozen", name)
     assert {one.event for one in listener.heard} == {"operation.succeeded", "sandbox.frozen"}
     made(root.delete(f"/v1/sandboxes/{name}", params={"force": "true"}), 204)
+
+
+SLOW_TO_TAKE = "cmd:sh -c 'if grep -q SLOW; then touch /tmp/asked; until [ -e /tmp/go ]; do sleep 0.05; done; fi'"
+
+
+def test_an_acquisition_is_told_once_and_with_how_long_it_took_whoever_looks_meanwhile(
+    root: httpx.Client, serving: Serving
+) -> None:
+    name = unique()
+    made(root.post("/v1/templates", json={"name": name, "spec": {**SLEEP, "hooks": SLOW_TO_TAKE}}))
+    pool = {"template": name, "low": 0, "high": 1, "limit": 1}
+    made(root.post("/v1/pools", json={"name": name, **pool}))
+    begin = made(root.get("/v1/node"), 200)["event"]
+
+    def acquired() -> list[Told]:
+        return [one for one in kept(root, begin) if one.event == "pool.acquired"]
+
+    def asked() -> str:
+        for claim in made(root.get("/v1/claims"), 200)["claims"]:
+            path = f"/v1/sandboxes/{claim['sandbox']['id']}/files/stat"
+            if claim["pool"] == name and root.get(path, params={"path": "/tmp/asked"}).status_code == 200:
+                return str(claim["sandbox"]["id"])
+        return ""
+
+    with ThreadPoolExecutor() as threads:
+        wish = {"pool": name, "environment": {"SLOW": "1"}}
+        claiming = threads.submit(serving.client().post, "/v1/claims", json=wish)
+        wait_for(lambda: bool(asked()), "it was asked to take what it is given")
+        sandbox = asked()
+        made(root.post("/v1/pools", json={"name": f"{name}-other", **pool}))  # after which the service looks
+        made(root.delete(f"/v1/pools/{name}-other"), 204)
+        assert acquired() == []
+        made(root.post(f"/v1/sandboxes/{sandbox}/exec", json={"argv": ["touch", "/tmp/go"]}), 200)
+        claim = made(claiming.result())
+    [told] = acquired()
+    assert (told.content["sandbox"]["id"], told.content["lease"]) == (sandbox, claim["id"])
+    assert 0 < told.content["acquire_ms"] <= claim["acquire_ms"]
+    made(root.delete(f"/v1/pools/{name}", params={"force": "true"}), 204)
 
 
 @pytest.mark.parametrize("end", ["terminate", "kill"])

@@ -19,6 +19,16 @@ def acquire(
 ) -> Lease:  # fmt: skip
     """A lease for this caller; what is given is told to the sandbox's hooks. Raises as `Pool.acquire`, LimitReached."""
     begun = time.perf_counter()
+    with service.watch.acquiring(pool.name):
+        lease = _leased(service, pool, caller, timeout=timeout, ttl=ttl, secrets=secrets, environment=environment)
+        service.watch.look_at(lease.sandbox.id, acquire_ms=round((time.perf_counter() - begun) * 1000, 3))
+    return lease
+
+
+def _leased(
+    service: Service, pool: Pool, caller: Caller, *, timeout: float, ttl: float | None,
+    secrets: Mapping[str, bytes] | None, environment: Mapping[str, str] | None,
+) -> Lease:  # fmt: skip
     if caller.limits == NO_LIMITS:
         lease = pool.acquire(timeout=timeout, ttl=ttl)
     else:
@@ -34,7 +44,6 @@ def acquire(
     except BaseException:
         pool.release(lease.id)
         raise
-    service.watch.look_at(lease.sandbox.id, acquire_ms=round((time.perf_counter() - begun) * 1000, 3))
     return lease
 
 

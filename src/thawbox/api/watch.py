@@ -4,6 +4,7 @@ Rule 1: sandbox, snapshot, template and pool events come from comparing alone, s
 Rule 2: what the service does itself it has looked at when it is done (`look_at`); other commands' changes are seen
 within a second; deaths by the kernel's word (a pidfd).
 Rule 3: what a pool has parked is the pool's: its clones are told of from the lease to its end.
+Rule 4: while somebody acquires, a new lease of that pool is told of by him alone, who knows how long it took.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Self
@@ -67,6 +69,7 @@ class Watch:
         self._snapshots: dict[str, str] = {}
         self._entries: dict[str, dict[str, bytes]] = {}
         self._dead: set[SandboxId] = set()
+        self._acquiring: Counter[str] = Counter()
         self._seen: object = None
         self._ending = False
         self.levels: Callable[[], dict[str, dict[str, object]]] = dict
@@ -112,6 +115,17 @@ class Watch:
                 self._compare(sandbox, self._context.journal.find(sandbox), acquired=acquired)
             except SandboxNotFound:
                 self._compare(sandbox, None)
+
+    @contextlib.contextmanager
+    def acquiring(self, pool: str) -> Generator[None]:
+        """A block that acquires from this pool and then tells of it by `look_at`."""
+        with self._lock:
+            self._acquiring[pool] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._acquiring[pool] -= 1
 
     def look(self) -> None:
         """Tell at once of everything that changed."""
@@ -205,6 +219,8 @@ class Watch:
         now = Seen(record.name, record.phase, pool_of(record), record.lease, record.keeper_pid)
         if now == before:
             return
+        if before is None and self._acquiring[now.pool or ""] and not acquired and not is_first:
+            return  # whoever acquires tells of it
         self._sandboxes[sandbox] = now
         self._watch_life(sandbox, now)
         if not is_first:
