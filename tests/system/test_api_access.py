@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sqlite3
@@ -16,6 +17,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import unix_connect
+from websockets.typing import Origin
 
 from cli_process import Cli
 from serving import NOT_AT_ALL, SLEEP, TINY, Serving, as_nobody, made, problem, token
@@ -247,3 +251,58 @@ def test_what_cannot_be_listened_on_is_said_so(home: Path, tmp_path: Path) -> No
     assert cli("serve", "--tls-cert", str(cert), "--json").error()["code"] == "invalid"
     assert cli("serve", "--port", "0", "--host", "192.0.2.1", "--json").error()["code"] == "invalid"
     assert not sqlite3.connect(home / "journal.db").execute("SELECT * FROM sandboxes").fetchall()
+
+
+# A browser's requests
+
+
+TERMINAL = "ws://node/v1/sandboxes/nothing/terminal"
+ELSEWHERE = ["https://evil.example", "http://127.0.0.1:1", "null", "file://", "http://node.evil.example", "http://["]
+
+
+@pytest.mark.parametrize("origin", ELSEWHERE)
+def test_a_page_of_elsewhere_changes_nothing_and_reaches_no_terminal(
+    root: httpx.Client, callers: dict[str, httpx.Client], serving: Serving, origin: str
+) -> None:
+    name = f"foreign-{uuid.uuid4().hex[:8]}"
+    wish = {"spec": {**SLEEP, "name": name}}
+    for client in (root, callers["admin"]):
+        problem(client.post("/v1/sandboxes", json=wish, headers={"Origin": origin}), 403, "forbidden")
+        problem(client.delete("/v1/sandboxes/nothing", headers={"Origin": origin}), 403, "forbidden")
+    problem(root.get(f"/v1/sandboxes/{name}"), 404, "not_found.sandbox")
+    with pytest.raises(InvalidStatus) as refusal:
+        unix_connect(
+            str(serving.home / "serve.sock"), uri="ws://node/v1/sandboxes/nothing/terminal", origin=Origin(origin)
+        )
+    assert refusal.value.response.status_code == 403
+    audited = [json.loads(line) for line in (serving.home / "audit.log").read_text().splitlines()[-5:]]
+    assert {(one["what"], one["outcome"]) for one in audited} >= {
+        ("POST /v1/sandboxes", "forbidden"), ("DELETE /v1/sandboxes/{ref}", "forbidden"),
+        ("WS /v1/sandboxes/{ref}/terminal", "forbidden"),
+    }  # fmt: skip
+
+
+def test_a_page_of_the_node_may_ask(root: httpx.Client, callers: dict[str, httpx.Client], serving: Serving) -> None:
+    assert serving.url is not None
+    own = serving.url.rstrip("/")
+    for client, origin in ((root, "http://node"), (root, "HTTPS://NODE"), (callers["admin"], own)):
+        problem(client.delete("/v1/sandboxes/nothing", headers={"Origin": origin}), 404, "not_found.sandbox")
+    for place in ("localhost:8080", "127.0.0.1:8080", "[::1]:8080", "thawbox.localhost", "NODE"):
+        headers = {"Host": place, "Origin": f"http://{place}"}
+        problem(root.delete("/v1/sandboxes/nothing", headers=headers), 404, "not_found.sandbox")
+    with unix_connect(str(serving.home / "serve.sock"), uri=TERMINAL, origin=Origin("http://node")) as terminal:
+        terminal.send(json.dumps({"argv": ["true"]}))
+        assert json.loads(terminal.recv(60))["error"]["code"] == "not_found.sandbox"
+
+
+@pytest.mark.parametrize("host", ["rebound.evil.example", "rebound.evil.example:8080", "1.evil", "[::1", ".", ""])
+def test_a_name_that_a_foreign_page_could_have_needs_a_token(
+    root: httpx.Client, callers: dict[str, httpx.Client], host: str
+) -> None:
+    if not host:
+        assert root.get("/v1/node", headers={"Host": host}).status_code == 200  # no browser asks so
+        return
+    problem(root.get("/v1/node", headers={"Host": host}), 403, "forbidden")
+    assert root.get("/healthz", headers={"Host": host}).status_code == 200
+    if "[" not in host:
+        made(callers["read"].get("/v1/node", headers={"Host": host}), 200)

@@ -2,6 +2,7 @@
 
 Rule 1: every request but those to `OPEN` paths is authenticated here, before any route sees it.
 Rule 2: what a route demands stands at the route: a parameter `caller: User`.
+Rule 3: a browser's request is taken from pages of this node alone (`origins`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from thawbox.api.origins import check_origin
 from thawbox.api.problems import problem_of
 from thawbox.api.service import Service
 from thawbox.api.tokens import LOCAL, Caller, Scope
@@ -59,7 +61,7 @@ def _peer(connection: socket.socket | None) -> Peer | None:
 
 
 class Authentication:
-    """`scope["state"]["caller"]` says who asks, or the request is answered 401 here."""
+    """`scope["state"]["caller"]` says who asks, or the request is answered 401 or 403 here."""
 
     def __init__(self, app: ASGIApp, *, service: Service) -> None:
         self._app = app
@@ -69,8 +71,10 @@ class Authentication:
         if scope["type"] in ("http", "websocket"):
             state = scope.setdefault("state", {})
             state["caller"] = None
+            connection = HTTPConnection(scope)
             try:
-                state["caller"] = self._caller(HTTPConnection(scope))
+                caller = state["caller"] = self._caller(connection)
+                check_origin(connection, has_token=caller is not LOCAL)
             except Refused as error:
                 if not is_open(scope["path"]):
                     await _refuse(scope, receive, send, error)
