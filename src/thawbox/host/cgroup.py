@@ -18,6 +18,7 @@ import time
 from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from thawbox.errors import SandboxNotFound, ThawboxError, Unavailable, Unsupported
@@ -284,7 +285,7 @@ class Cgroup:
         return tuple(unique.values())
 
     def _group(self, hierarchy: Hierarchy) -> Path:
-        return hierarchy.parent(self.placement) / node_group(self.node_tag) / self.sandbox_id
+        return _node_parent(hierarchy, self.placement, self.node_tag) / self.sandbox_id
 
     def _limit_groups(self) -> dict[str, LimitGroup]:
         seats = {name: self.layout.seat(name) for name in LIMITED}
@@ -306,14 +307,14 @@ class Cgroup:
         wanted = [name for name in _CONTROLLERS if name in hierarchy.controllers] if hierarchy.version == 2 else []
         for left in reversed(range(10)):
             try:
-                with contextlib.suppress(FileExistsError):  # exist_ok fails if it goes while it is looked at
-                    group.parent.mkdir()
                 for directory in (group.parent.parent, group.parent) if wanted else ():
                     _enable(directory, wanted)
                 group.mkdir()
-            except FileNotFoundError:  # another command has just removed the node's empty group
+            except FileNotFoundError:  # the first of the node, or another command has just removed its empty group
                 if not left:
                     raise
+                with contextlib.suppress(FileExistsError):  # exist_ok fails if it goes while it is looked at
+                    group.parent.mkdir()
             else:
                 return
 
@@ -353,6 +354,11 @@ def node_group(node_tag: str) -> str:
     return f"thawbox-{node_tag}"
 
 
+@cache
+def _node_parent(hierarchy: Hierarchy, placement: Placement, node_tag: str) -> Path:
+    return hierarchy.parent(placement) / node_group(node_tag)
+
+
 def list_groups(layout: Layout, node_tag: str, placement: Placement = Placement.ROOT) -> frozenset[SandboxId]:
     """The sandboxes for which the node has a group on any hierarchy: what a crash may have left."""
     found: set[SandboxId] = set()
@@ -371,7 +377,7 @@ def remove_node_group(layout: Layout, node_tag: str, placement: Placement = Plac
 
 def _node_parents(layout: Layout, node_tag: str, placement: Placement) -> set[Path]:
     seats = [seat for name in _CONTROLLERS if (seat := layout.seat(name))]
-    return {seat.parent(placement) / node_group(node_tag) for seat in seats}
+    return {_node_parent(seat, placement, node_tag) for seat in seats}
 
 
 def _enable(directory: Path, controllers: list[str]) -> None:
