@@ -9,7 +9,7 @@
  *
  *   thawbox-launch enter NS_PID PIDS_ABOVE EXE_FD RUN_FD CGROUP_PROCS... -- ARGV...
  *       Joins the cgroups, enters every namespace of NS_PID but ipc and user, and runs the program open at EXE_FD
- *       as a child inside the pid namespace, whose next pid is set above PIDS_ABOVE. The program finds the
+ *       as a child inside the pid namespace, whose next pid is set above PIDS_ABOVE (0: left alone). The program finds the
  *       directory RUN_FD as descriptor 1000 (our criu keeps its feature cache there). Exits with the program's
  *       status. The child dies with us, so that killing us is enough.
  *
@@ -562,13 +562,13 @@ static int enter(int argc, char **argv)
 	for (int i = 0; i < 6; i++)
 		if (setns(fds[i], 0))
 			fail("cannot enter namespace %s", kinds[i]);
-	pid = fork_at(&wanted);
+	pid = wanted ? fork_at(&wanted) : fork();
 	if (pid < 0)
 		fail("cannot choose a pid");
 	if (!pid) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 		/* The pids of the tree must stay free for it while the program's own children run. */
-		if (dprintf(last_pid, "%ld", wanted) < 0)
+		if (wanted && dprintf(last_pid, "%ld", wanted) < 0)
 			fail("cannot set ns_last_pid");
 		syscall(SYS_execveat, exe, "", argv + at, envp, AT_EMPTY_PATH);
 		fail("exec");

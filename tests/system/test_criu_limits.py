@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
+from pathlib import Path
 
 from guests import SETUP, evaluate, interpreter, run
+from thawbox.host.namespaces import PIDS_ABOVE
 from thawbox.node import Node
 
 
@@ -38,3 +42,22 @@ assert reserved and reserved != ctypes.c_void_p(-1).value
         run(one, "assert libc.mprotect(reserved + (1 << 39), 4096, 3) == 0")
         run(one, "ctypes.memset(reserved + (1 << 39), 7, 4096)")
         assert evaluate(one, "ctypes.string_at(reserved + (1 << 39), 3).hex()") == "070707"
+
+
+def test_learning_what_the_kernel_can_leaves_the_machines_pids_alone(tmp_path: Path) -> None:
+    """It is done in the machine's own pid namespace: numbered as in a sandbox, pids just freed would be used again."""
+    learn = (
+        "import sys; from pathlib import Path; from thawbox.config import load_settings\n"
+        "from thawbox.node import Node\n"
+        "from thawbox.engines.criu_rpc import FEATURES, learn_kernel\n"
+        "with Node(load_settings(home=Path(sys.argv[1]))) as node:\n"
+        "    program = node.context.engine.program\n"
+        "    learn_kernel(program, timeout=60)\n"
+        "    assert (program.cache / FEATURES).is_file()\n"
+        "    node.tidy()\n"
+        "print(Path('/proc/sys/kernel/ns_last_pid').read_text())\n"
+    )
+    apart = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")  # else other programs' pids would be seen
+    command = [*apart, sys.executable, "-c", learn, str(tmp_path / "home")]
+    last = int(subprocess.run(command, capture_output=True, check=True, timeout=120).stdout)
+    assert last < PIDS_ABOVE

@@ -19,7 +19,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from thawbox.engines.proto import rpc_pb2
-from thawbox.host.namespaces import Entrance, enter_program
+from thawbox.host.namespaces import ANY_PID, Entrance, enter_program
 from thawbox.host.proc import wait_gone
 
 MESSAGE_LIMIT = 1 << 20
@@ -104,8 +104,9 @@ def learn_kernel(program: CriuProgram, *, timeout: float) -> None:
         return
     with _opened(program.cache) as cache, _opened(program.binary) as binary:
         running = enter_program(
-            program.launcher, Entrance(os.getpid()), binary, ["criu", "check"], run_directory_fd=cache, keep=()
-        )
+            program.launcher, Entrance(os.getpid(), pids_above=ANY_PID), binary, ["criu", "check"],
+            run_directory_fd=cache, keep=(),
+        )  # fmt: skip
         try:
             running.wait(timeout)
         except subprocess.TimeoutExpired:

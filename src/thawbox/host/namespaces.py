@@ -36,6 +36,8 @@ SHELL_NAMESPACES = (
 
 PIDS_ABOVE = 30_000
 """Helper processes inside a pid namespace take pids from here on, above those of any ordinary tree."""
+ANY_PID = 0
+"""Or the next one, as everybody: in the namespace of the host, whose pids are not ours to number."""
 
 Step = tuple[str, ...]
 
