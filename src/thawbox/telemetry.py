@@ -72,9 +72,9 @@ class Step:
         for end in self._ends:
             end()
 
-    def passed(self, *, seconds: float) -> None:
-        """Tell of it as of something that ended just now, after `seconds`."""
-        self.began, self.seconds = time.time() - seconds, seconds
+    def passed(self, *, seconds: float, ago: float = 0.0) -> None:
+        """Tell of it as of something that took `seconds` and ended `ago` seconds ago."""
+        self.began, self.seconds = time.time() - ago - seconds, seconds
         for observe in self._observers:
             observe(self)()
 
@@ -115,10 +115,11 @@ class Telemetry:
         """A block in which something is done: `with telemetry.step("dump", sandbox=…) as step:`."""
         return Step(name, fields, self.observers) if self.observers else _UNOBSERVED
 
-    def passed(self, name: str, *, seconds: float, **fields: object) -> None:
-        """Something ended just now that took `seconds`: a part of the step around it, as somebody else measured it."""
+    def passed(self, name: str, *, seconds: float, ago: float = 0.0, **fields: object) -> None:
+        """Something took `seconds` and ended `ago` seconds ago: a part of the step around it, as somebody else measured
+        it."""
         if self.observers:
-            Step(name, fields, self.observers).passed(seconds=seconds)
+            Step(name, fields, self.observers).passed(seconds=seconds, ago=ago)
 
     def happened(self, name: str, **fields: object) -> None:
         """Something is so from now on."""

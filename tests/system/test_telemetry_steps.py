@@ -11,6 +11,7 @@ import pytest
 
 from thawbox.config import load_settings
 from thawbox.errors import ThawboxError
+from thawbox.host.proc import children, command_name
 from thawbox.model import Spec
 from thawbox.node import Node
 from thawbox.telemetry import Step, Telemetry
@@ -64,6 +65,28 @@ def test_clones_of_a_fork_are_steps_of_their_own_whichever_thread_makes_them(wat
     for clone in clones:
         restored = [one for one in ended if one.parent is clone and one.name == "engine.restore"]
         assert {one.name for one in ended if one.parent in restored} >= {"criu.until-pre-resume", "criu.until-end"}
+
+
+def test_a_clone_by_a_template_server_is_told_from_the_servers_first_phase_on(watched: Watched) -> None:
+    node, ended = watched
+    snapshot = node.run(Spec(("sleep", "1000"))).checkpoint()
+    if not snapshot.warm(shells=0):
+        pytest.skip("this criu has no template servers: it lacks our patch")
+    servers = {pid for pid in children(os.getpid()) if command_name(pid) == "criu-template"}
+    ended.clear()
+    clone = snapshot.clone()
+    (restored,) = [one for one in ended if one.name == "engine.restore"]
+    told = [one for one in ended if one.parent is restored]
+    phases = ["template.fork", "template.cgroups", "template.namespaces"]
+    assert [one.name for one in told][:4] == ["template.until-fork", *phases]
+    assert [one.name for one in told][-1] == "criu.until-end"
+    assert all(one.seconds > 0 for one in told if one.name in phases)
+    assert sum(one.seconds for one in told) <= restored.seconds
+    (pid,) = {one.fields["pid"] for one in told if one.name in phases}
+    assert pid not in {0, os.getpid(), clone.record.keeper_pid, *servers}
+    ended.clear()
+    snapshot.clone(eager=True)
+    assert not [one.name for one in ended if one.name.startswith("template.")]
 
 
 def test_what_fails_is_told_with_its_code_at_every_level(watched: Watched) -> None:

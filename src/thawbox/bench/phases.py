@@ -23,6 +23,10 @@ from thawbox.telemetry import Step, Telemetry
 MIB = 64
 _PARTS = {
     "shell": "the shell: taken from the reserve, or made (directories, cgroups, namespaces, mounts)",
+    "template.until-fork": "template: asked, and its turn",
+    "template.fork": "template: forked, with all its memory",
+    "template.cgroups": "template: cgroups joined",
+    "template.namespaces": "template: namespaces entered",
     "criu.until-pre-restore": "CRIU: entered, options and images read",
     "criu.until-setup-namespaces": "CRIU: the root task is forked",
     "criu.until-post-setup-namespaces": "CRIU: its clocks and SysV objects",

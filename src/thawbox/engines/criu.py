@@ -135,7 +135,7 @@ class CriuEngine:
         with _work_directory(self.scratch, images) as work:
             try:
                 on = phases.of({} if before_resume is None else {"post-restore": before_resume})
-                answer = self._ask_to_restore(entrance, message, images, work, on=on, eager=eager)
+                answer = self._ask_to_restore(entrance, message, images, work, on=on, phases=phases, eager=eager)
             except CriuGone as error:
                 raise _failure(RestoreFailed, f"the restore failed: {error}", work) from error
             if not answer.success:
@@ -144,13 +144,16 @@ class CriuEngine:
         return RestoreReport((time.perf_counter() - started) * 1000)
 
     def _ask_to_restore(
-        self, entrance: Entrance, message: rpc_pb2.criu_req, images: Path, work: Path, *, on: Notified, eager: bool
-    ) -> rpc_pb2.criu_resp:
+        self, entrance: Entrance, message: rpc_pb2.criu_req, images: Path, work: Path, *, on: Notified, phases: Phases,
+        eager: bool,
+    ) -> rpc_pb2.criu_resp:  # fmt: skip
         """By the snapshot's template server where there is one, else from the files."""
         server = None if eager else self.templates.find(images)
         if server is not None:
             try:
-                return server.request(entrance, message, work=work, timeout=self.timeout, on=on)
+                return server.request(
+                    entrance, message, work=work, timeout=self.timeout, on=on, forked=phases.forked
+                )  # fmt: skip
             except TemplateGone:
                 self.templates.drop(images)
         return request(self.program, entrance, message, images=images, work=work, timeout=self.timeout, on=on)

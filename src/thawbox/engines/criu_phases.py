@@ -6,7 +6,7 @@ At a notification CRIU waits for us, so what we do then (copying changed files, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from thawbox.engines.criu_rpc import Notified
@@ -31,6 +31,17 @@ class Phases:
         if not self._telemetry.observers:
             return on
         return {name: partial(self._notified, name, on.get(name)) for name in NOTIFICATIONS}
+
+    def forked(self, pid: int, parts: Mapping[str, float]) -> None:
+        """A template server has forked the CRIU that restores, `pid`; `parts` are what it says that it did for that, in
+        order, with the seconds of each. What was done before and on the way is told as `template.until-fork`."""
+        now = time.perf_counter()
+        rest = sum(parts.values())
+        self._telemetry.passed("template.until-fork", seconds=max(0.0, now - self._last - rest), ago=rest)
+        for name, seconds in parts.items():
+            rest -= seconds
+            self._telemetry.passed(f"template.{name}", seconds=seconds, ago=rest, pid=pid)
+        self._last = now
 
     def end(self) -> None:
         """The request is answered."""

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thawbox.engines.criu_rpc import LOG, RPC_CONFIG, CriuProgram, Notified, converse, learn_kernel
+from thawbox.engines.criu_rpc import LOG, RPC_CONFIG, CriuGone, CriuProgram, Notified, converse, learn_kernel
 from thawbox.engines.proto import rpc_pb2
 from thawbox.errors import EngineError, RestoreFailed, Unsupported
 from thawbox.host.namespaces import Entrance
@@ -25,6 +26,10 @@ from thawbox.telemetry import NOBODY, Telemetry
 _IMAGES_FD, _WORK_FD = 901, 902
 _NAMESPACES = ("cgroup", "time", "uts", "net", "mnt")
 _LOAD_SECONDS = 120.0
+_END_SECONDS = 10.0
+_PHASES = ("fork", "cgroups", "namespaces")
+"""Those that the server answers with, in its order."""
+_CREDENTIALS = struct.Struct("=3i")  # struct ucred, unix(7): pid, uid, gid
 MOST_SERVERS = 4
 """Each holds the whole memory of a snapshot."""
 
@@ -97,7 +102,8 @@ class TemplateServers:
 class TemplateServer:
     """The memory of one snapshot, held by a process of its own. Usable from several threads; `close` ends it.
 
-    Its end harms no clone. Raises RestoreFailed when the images cannot be loaded.
+    Its end harms no clone. Raises Unsupported where this criu has no template servers, RestoreFailed when the images
+    cannot be loaded.
     """
 
     def __init__(self, program: CriuProgram, chain: Sequence[Path]) -> None:
@@ -116,7 +122,7 @@ class TemplateServer:
                     [str(program.binary), "template", str(theirs.fileno())], pass_fds=[theirs.fileno()]
                 )
             undo.callback(_end, self._process)
-            _load(ours, program.cache, table)
+            _load(ours, self._process, program.cache, table)
             self._socket = ours
             self._undo = undo.pop_all()
 
@@ -131,9 +137,14 @@ class TemplateServer:
         self._undo.close()
 
     def request(
-        self, entrance: Entrance, message: rpc_pb2.criu_req, *, work: Path, timeout: float, on: Notified
-    ) -> rpc_pb2.criu_resp:
-        """One restore, as `criu_rpc.request`, by a fork of the server; raises CriuGone when the server is dead."""
+        self, entrance: Entrance, message: rpc_pb2.criu_req, *, work: Path, timeout: float, on: Notified,
+        forked: Callable[[int, Mapping[str, float]], None],
+    ) -> rpc_pb2.criu_resp:  # fmt: skip
+        """One restore, as `criu_rpc.request`, by a fork of the server; `forked` is told its pid and the seconds of its
+        phases.
+
+        Raises TemplateGone when the server is dead, CriuGone as `criu_rpc.request`.
+        """
         message.opts.images_dir_fd = -1
         message.opts.images_dir = f"/proc/self/fd/{_IMAGES_FD}"
         (work / RPC_CONFIG).write_text(f"work-dir /proc/self/fd/{_WORK_FD}\n")
@@ -143,13 +154,31 @@ class TemplateServer:
         with ExitStack() as undo:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.enter_context(ours)
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             with theirs, _descriptors(entrance, self._images, work) as fds:
                 try:
                     with self._lock:
                         socket.send_fds(self._socket, [b"clone %d" % entrance.pids_above], [theirs.fileno(), *fds])
                 except OSError as error:
                     raise TemplateGone(f"the template server is gone: {error}") from error
+            forked(*_answer(ours, timeout=timeout))
             return converse(ours, message, on, timeout=timeout)
+
+
+def _answer(connection: socket.socket, *, timeout: float) -> tuple[int, dict[str, float]]:
+    """The pid, by the kernel's word, of the fork at the other end, and the seconds that each phase took it."""
+    connection.settimeout(timeout)
+    try:
+        said, credentials, _, _ = connection.recvmsg(256, socket.CMSG_SPACE(_CREDENTIALS.size))
+    except TimeoutError:
+        raise CriuGone("the template server did not answer in time") from None
+    except ConnectionResetError:
+        said, credentials = b"", []
+    if not said:
+        raise CriuGone("the template server's fork could not enter the sandbox")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+    pid = _CREDENTIALS.unpack(credentials[0][2])[0]
+    return pid, {name: int(word) / 1e9 for name, word in zip(_PHASES, said.split(), strict=True)}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -175,7 +204,7 @@ def _descriptors(entrance: Entrance, images: Path, work: Path) -> Generator[list
         yield fds
 
 
-def _load(connection: socket.socket, cache: Path, table: Table) -> None:
+def _load(connection: socket.socket, process: subprocess.Popen[bytes], cache: Path, table: Table) -> None:
     with ExitStack() as undo:
         cache_fd = os.open(cache, os.O_RDONLY | os.O_CLOEXEC)
         undo.callback(os.close, cache_fd)
@@ -184,12 +213,25 @@ def _load(connection: socket.socket, cache: Path, table: Table) -> None:
         holder.flush()
         opened = [undo.enter_context(file.open("rb")) for file in table.files]
         fds = [cache_fd, holder.fileno(), *(file.fileno() for file in opened)]
-        socket.send_fds(connection, [b"load"], fds)
         connection.settimeout(_LOAD_SECONDS)
         try:
+            socket.send_fds(connection, [b"load"], fds)
             answer = connection.recv(256)
         except OSError:
             answer = b""
+        if not answer and _does_not_know_the_command(process):
+            raise Unsupported(
+                "this criu has no template servers: it lacks our patch 0005",
+                remediation="unset THAWBOX_CRIU and run `make setup`; till then clones read their memory from files",
+            )
         if answer != b"ready":
             raise RestoreFailed(f"the template server could not load its snapshot: {answer.decode() or 'it ended'}")
         connection.settimeout(None)
+
+
+def _does_not_know_the_command(process: subprocess.Popen[bytes]) -> bool:
+    """Whether this is a criu that ended for want of the command; a server says why before it ends, or was killed."""
+    try:
+        return process.wait(timeout=_END_SECONDS) > 0
+    except subprocess.TimeoutExpired:
+        return False
