@@ -143,4 +143,6 @@ def test_a_body_that_never_ends_is_refused(root: httpx.Client, serving: Serving)
     answer = serving.client().post("/v1/sandboxes", content=chunks, headers={"Content-Type": "application/json"})
     assert answer.status_code == 413
     assert answer.json()["code"] == "invalid.too_large"
+    answer = serving.client().put("/v1/sandboxes/files/supervision", content=b" " * too_long)  # no upload, by its name
+    assert answer.status_code == 413, answer.text
     made(root.get("/healthz"), 200)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,7 +14,7 @@ MOST_REQUESTS = 2000
 """Under way at a time, streams included: each costs some 100 KiB. One more is told to come back."""
 LONGEST_BODY = 32 << 20
 """Bytes of a JSON body; what is streamed into a sandbox (`…/files`) has no limit here."""
-_STREAMED = "/files"
+_STREAMED = re.compile(r"/v1/sandboxes/[^/]+/files(/archive)?")
 
 
 class Capacity:
@@ -46,7 +47,7 @@ class BodyLimit:
         self._longest = longest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or (scope["method"] == "PUT" and _STREAMED in scope["path"]):
+        if scope["type"] != "http" or (scope["method"] == "PUT" and _STREAMED.fullmatch(scope["path"])):
             await self._app(scope, receive, send)
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
