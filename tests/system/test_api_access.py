@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -163,6 +164,51 @@ def test_what_one_token_made_another_cannot_remove(root: httpx.Client, serving: 
     problem(mine.delete(f"/v1/snapshots/{snapshot}", params={"cascade": "true"}), 403, "forbidden")
     made(mine.delete(f"/v1/sandboxes/{sandbox}", params={"force": "true"}), 204)
     made(mine.delete(f"/v1/snapshots/{snapshot}"), 200)
+
+
+def test_no_token_takes_a_name_or_a_snapshot_that_is_anothers(root: httpx.Client, serving: Serving) -> None:
+    name = f"name-{uuid.uuid4().hex[:6]}"
+    mine = serving.client(url=serving.url, token=token(root, f"{name}-mine", "use"))
+    other = serving.client(url=serving.url, token=token(root, f"{name}-other", "use"))
+    sandbox = made(mine.post("/v1/sandboxes", json={"spec": SLEEP}))["id"]
+    base = made(mine.post(f"/v1/sandboxes/{sandbox}/checkpoint", json={"name": name}))["id"]
+    delta = made(mine.post(f"/v1/sandboxes/{sandbox}/checkpoint", json={"mode": "delta"}))["id"]
+    problem(other.post(f"/v1/sandboxes/{sandbox}/checkpoint", json={"name": name}), 403, "forbidden")
+    theirs = made(other.post(f"/v1/sandboxes/{sandbox}/checkpoint"))["id"]
+    problem(other.patch(f"/v1/snapshots/{theirs}", json={"add_names": [name]}), 403, "forbidden")
+    problem(other.post(f"/v1/snapshots/{delta}/flatten", json={"name": name}), 403, "forbidden")
+    assert made(other.get(f"/v1/snapshots/{name}"), 200)["id"] == base
+    whole = made(mine.post(f"/v1/snapshots/{delta}/flatten"), 200)["id"]
+    assert made(other.post(f"/v1/snapshots/{delta}/flatten"), 200)["id"] == whole  # it was there
+    problem(other.delete(f"/v1/snapshots/{whole}"), 403, "forbidden")
+    made(mine.patch(f"/v1/snapshots/{delta}", json={"add_names": [name]}), 200)  # from one of mine to another
+    made(root.delete(f"/v1/snapshots/{base}", params={"cascade": "true"}), 200)
+    made(root.delete(f"/v1/snapshots/{whole}"), 200)
+    made(root.delete(f"/v1/sandboxes/{sandbox}", params={"force": "true"}), 204)
+
+
+def test_of_what_is_gone_no_owner_is_remembered(root: httpx.Client, serving: Serving) -> None:
+    name = f"gone-{uuid.uuid4().hex[:6]}"
+    made(root.post("/v1/templates", json={"name": name, "spec": TINY}))
+    made(root.post("/v1/pools", json={"name": name, "template": name, "low": 0, "high": 1, "limit": 2}))
+    mine = serving.client(url=serving.url, token=token(root, f"{name}-mine", "use"))
+    claim = made(mine.post("/v1/claims", json={"pool": name}))
+    sandbox = made(mine.post("/v1/sandboxes", json={"spec": SLEEP}))["id"]
+    snapshot = made(mine.post(f"/v1/sandboxes/{sandbox}/checkpoint"))["id"]
+    ids = {claim["sandbox"]["id"], sandbox, snapshot}
+    assert owned(serving.home) >= ids
+    made(mine.delete(f"/v1/claims/{claim['id']}"), 204)
+    made(root.delete(f"/v1/sandboxes/{sandbox}", params={"force": "true"}), 204)
+    made(root.delete(f"/v1/snapshots/{snapshot}"), 200)
+    assert not owned(serving.home) & ids
+    made(root.delete(f"/v1/pools/{name}", params={"force": "true"}), 204)
+    made(root.delete(f"/v1/templates/{name}"), 204)
+
+
+def owned(home: Path) -> set[str]:
+    """Everything of which the service remembers who made it."""
+    with contextlib.closing(sqlite3.connect(home / "service.db")) as book:
+        return {str(one) for (one,) in book.execute("SELECT id FROM owners")}
 
 
 def test_a_lease_is_renewed_and_released_by_whom_it_was_given_to(root: httpx.Client, serving: Serving) -> None:

@@ -5,10 +5,13 @@ Rule: a limit is checked and what it admits is reserved in one step; a reservati
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from thawbox.api.book import Book
 from thawbox.api.tokens import NO_LIMITS, Caller, Scope
@@ -16,6 +19,8 @@ from thawbox.errors import Forbidden, InvalidSpec, LimitReached, SnapshotNotFoun
 from thawbox.lifecycle import ALIVE
 from thawbox.model import SnapshotId
 from thawbox.sandbox import Context
+
+_GONE = frozenset({"sandbox.removed", "snapshot.removed"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +47,20 @@ class Owners:
             with self._book.change() as sql:
                 sql.execute("INSERT OR REPLACE INTO owners VALUES (?, ?, ?)", (identity, kind, caller.token_id))
 
-    def forget(self, identity: str) -> None:
-        """It is gone."""
+    def hear(self, kind: str, told: Mapping[str, Any]) -> None:
+        """What is gone is nobody's: one of the node's events."""
+        gone = told["subject"] if kind in _GONE else told["sandbox"] if kind == "pool.released" else None
+        if gone is not None:
+            with contextlib.suppress(sqlite3.Error):  # told all the same; the next start forgets it
+                self._forget(gone["id"])
+
+    def forget_gone(self) -> None:
+        """Forget whatever went while nobody looked."""
+        there = {str(record.id) for record in self._context.journal.all()} | set(self._context.store.catalog.ids())
+        for identity in {*self.all("sandbox"), *self.all("snapshot")} - there:
+            self._forget(identity)
+
+    def _forget(self, identity: str) -> None:
         with self._book.change() as sql:
             sql.execute("DELETE FROM owners WHERE id = ?", (identity,))
 
@@ -62,6 +79,13 @@ class Owners:
         """Raise Forbidden for what another made, unless the caller is an admin."""
         if caller.scope < Scope.ADMIN and self.of(identity) != caller.token_id:
             raise Forbidden(f"{what} was not made with the token {caller.name}", remediation="use an admin's token")
+
+    def check_names(self, names: Iterable[str], caller: Caller) -> None:
+        """Raise Forbidden for a name that another's snapshot has: it would be taken away by being given."""
+        store = self._context.store
+        for name in names:
+            for snapshot in filter(store.catalog.exists, store.refs.named(name)):
+                self.check_own(snapshot, caller, what=f"the snapshot that is named {name}")
 
     # --- limits ----------------------------------------------------------------------------------------------------
 
@@ -106,19 +130,14 @@ class Owners:
             raise LimitReached(f"the token {caller.name} may have {limit} bytes of snapshots")
 
     def usage(self, caller: Caller) -> Usage:
-        """What the caller's living sandboxes and snapshots take now. What is gone is forgotten."""
+        """What the caller's living sandboxes and snapshots take now."""
         own = [(str(one), str(kind)) for one, kind in self._book.rows(
             "SELECT id, kind FROM owners WHERE token = ?", caller.token_id
         )]  # fmt: skip
         sandboxes = {one for one, kind in own if kind == "sandbox"}
-        records = [record for record in self._context.journal.all() if record.id in sandboxes]
-        alive = [record for record in records if record.phase in ALIVE]
+        alive = [one for one in self._context.journal.all() if one.id in sandboxes and one.phase in ALIVE]
         stored = 0
         for snapshot in (one for one, kind in own if kind == "snapshot"):
-            try:
+            with contextlib.suppress(SnapshotNotFound):
                 stored += self._context.store.record(SnapshotId(snapshot)).bytes
-            except SnapshotNotFound:
-                self.forget(snapshot)
-        for gone in sandboxes - {record.id for record in records}:
-            self.forget(gone)
         return Usage(len(alive), sum(record.spec.memory or 0 for record in alive), stored)

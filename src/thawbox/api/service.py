@@ -67,6 +67,8 @@ class Service:
             self.events = Events(self.book)
             self.operations = Operations(self.book, self.events)
             self.owners = Owners(self.book, context)
+            self.owners.forget_gone()
+            self.events.on_event(self.owners.hear)
             self.watch = undo.enter_context(Watch(context, self.events))
             period, telemetry = self.node.settings.verify_every, self.observing.telemetry
             self.recheck = undo.enter_context(Recheck(context.store, period=period, telemetry=telemetry))

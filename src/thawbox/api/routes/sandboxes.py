@@ -284,7 +284,6 @@ def _changing(service: Service, routes: APIRouter) -> None:
         with service.changing(ref) as sandbox:
             service.owners.check_own(sandbox.id, caller, what=f"the sandbox {sandbox.name}")
             sandbox.remove(force=force)
-            service.owners.forget(sandbox.id)
 
     @routes.post("/{ref}/checkpoint", status_code=201)
     async def checkpoint_sandbox(ref: Reference, request: Request, caller: User, wish: Checkpoint | None = None) -> (
@@ -296,6 +295,7 @@ def _changing(service: Service, routes: APIRouter) -> None:
         def act(progress: Progress) -> object:
             progress.check()
             service.owners.check_snapshots(caller)
+            service.owners.check_names([wished.name] if wished.name else (), caller)
             with service.changing(ref) as sandbox:
                 options: dict[str, Any] = wished.model_dump() | {"mode": Mode(wished.mode)}
                 made = sandbox.checkpoint(**options)
@@ -346,7 +346,6 @@ def make_clones(
 def _undo(service: Service, sandbox: Sandbox) -> None:
     with service.changing(sandbox.id):
         sandbox.remove(force=True)
-    service.owners.forget(sandbox.id)
 
 
 # --- its life --------------------------------------------------------------------------------------------------------

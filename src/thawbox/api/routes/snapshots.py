@@ -228,6 +228,7 @@ def _changing(service: Service, routes: APIRouter) -> None:
         """Give and take names, set and remove labels, pin, let it expire. A name moves here if another has it."""
         snapshot = service.store.resolve(ref)
         service.owners.check_own(snapshot, caller, what=f"the snapshot {snapshot[:12]}")
+        service.owners.check_names(change.add_names, caller)
         _apply(service, snapshot, change)
         return Answer(views.snapshot_brief(service.store.record(snapshot)))
 
@@ -237,8 +238,6 @@ def _changing(service: Service, routes: APIRouter) -> None:
         snapshot = service.store.resolve(ref)
         service.owners.check_own("" if cascade else snapshot, caller, what=f"the snapshot {snapshot[:12]}")
         removed = service.store.remove(snapshot, cascade=cascade)
-        for one in removed:
-            service.owners.forget(one)
         service.watch.look()
         return Answer({"removed": list(removed)})
 
@@ -266,9 +265,10 @@ def _changing(service: Service, routes: APIRouter) -> None:
         def act(progress: Progress) -> object:
             progress.check()
             service.owners.check_snapshots(caller)
-            snapshot = service.snapshot(ref)
+            service.owners.check_names([name] if name else (), caller)
+            snapshot, there = service.snapshot(ref), service.store.catalog.ids()
             made = snapshot.flatten(name=name)
-            if made.id != snapshot.id:
+            if made.id not in there:  # else it is whose it was
                 service.owners.add("snapshot", made.id, caller)
             service.watch.look()
             service.events.emit("snapshot.flattened", subject("snapshot", made.id, name), of=snapshot.id)
