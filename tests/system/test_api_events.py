@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
+import time
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -13,6 +18,13 @@ import pytest
 from cli_process import Cli
 from service import wait_for
 from serving import SLEEP, Listener, Serving, Told, made, sse
+from thawbox.api.book import Book
+from thawbox.api.events import Events
+from thawbox.api.watch import Watch
+from thawbox.host.proc import start_time
+from thawbox.model import Phase, SandboxId, Spec
+from thawbox.node import Node
+from thawbox.sandbox import Record
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(300)]
 
@@ -72,6 +84,50 @@ def test_what_other_commands_do_and_what_happens_by_itself_is_told_too(root: htt
     listener.wait_for("sandbox.lost", sandbox)
     assert cli("rm", name).status == 0
     listener.wait_for("sandbox.removed", sandbox)
+
+
+@pytest.fixture
+def watched(node: Node) -> Iterator[tuple[Watch, Events]]:
+    with contextlib.closing(Book(node.settings.home)) as book:
+        events = Events(book)
+        with Watch(node.context, events) as watch:
+            yield watch, events
+
+
+def a_record(**more: Any) -> Record:
+    return Record(
+        id=SandboxId("sb-0123456789ab"), name="one", spec=Spec(("true",)), phase=Phase.RUNNING, created_at=1.0,
+        hostname="one", machine_id="0" * 32, **more,
+    )  # fmt: skip
+
+
+def test_a_lease_that_was_given_back_is_not_told_anew_while_its_sandbox_is_destroyed(
+    node: Node, watched: tuple[Watch, Events]
+) -> None:
+    watch, events = watched
+    record = a_record(owner="pool:p", lease="lease-1")
+    node.context.journal.add(record)
+    watch.look()
+    watch.released("p", "lease-1")
+    watch.look()
+    watch.look_at(record.id)
+    node.context.journal.remove(record.id)
+    watch.look()
+    assert [event.kind for event in events.after(0)] == ["pool.acquired", "pool.released"]
+
+
+def test_a_sandbox_that_was_dead_when_it_was_first_seen_is_lost(node: Node, watched: tuple[Watch, Events]) -> None:
+    watch, events = watched
+    with subprocess.Popen(["true"]) as ended:
+        started = start_time(ended.pid) or 1
+    record = a_record(keeper_pid=ended.pid, keeper_started=started, boot_id=node.context.boot_id)
+    node.context.journal.add(record)
+    watch.look()
+    deadline = time.monotonic() + 60
+    while "sandbox.lost" not in [event.kind for event in events.after(0)]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    node.context.journal.remove(record.id)
 
 
 def test_a_listener_that_comes_and_goes_hears_each_event_once(root: httpx.Client, serving: Serving) -> None:

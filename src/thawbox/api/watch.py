@@ -31,7 +31,7 @@ from thawbox.host.proc import open_process
 from thawbox.lifecycle import ALIVE
 from thawbox.model import Phase, SandboxId
 from thawbox.sandbox import Context, Record
-from thawbox.sandbox.observe import observe
+from thawbox.sandbox.observe import is_alive, observe
 from thawbox.views import pool_of
 
 LOOK_SECONDS = 1.0
@@ -70,6 +70,8 @@ class Watch:
         self._entries: dict[str, dict[str, bytes]] = {}
         self._dead: set[SandboxId] = set()
         self._acquiring: Counter[str] = Counter()
+        self._released: dict[SandboxId, str] = {}
+        """Sandboxes whose lease was given back, while their pool destroys them."""
         self._seen: object = None
         self._ending = False
         self.levels: Callable[[], dict[str, dict[str, object]]] = dict
@@ -137,6 +139,7 @@ class Watch:
         with self._lock:
             for sandbox, seen in self._sandboxes.items():
                 if seen.lease == lease:
+                    self._released[sandbox] = lease
                     self._forget(sandbox, seen, pool=pool)
                     return
 
@@ -199,7 +202,7 @@ class Watch:
 
     def _look(self, *, is_first: bool = False) -> None:
         records = {record.id: record for record in self._context.journal.all()}
-        for sandbox in [*records, *(set(self._sandboxes) - set(records))]:
+        for sandbox in [*records, *({*self._sandboxes, *self._released} - set(records))]:
             self._compare(sandbox, records.get(sandbox), is_first=is_first)
         self._compare_snapshots(is_first=is_first)
         self._compare_entries("template", is_first=is_first)
@@ -210,6 +213,9 @@ class Watch:
         acquired: Mapping[str, object] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         before = self._sandboxes.get(sandbox)
+        if record is not None and record.lease and self._released.get(sandbox) == record.lease:
+            return  # its end was told
+        self._released.pop(sandbox, None)
         if record is None or (record.owner and not record.lease):
             if before is not None:
                 self._forget(sandbox, before)
@@ -222,7 +228,7 @@ class Watch:
         if before is None and self._acquiring[now.pool or ""] and not acquired and not is_first:
             return  # whoever acquires tells of it
         self._sandboxes[sandbox] = now
-        self._watch_life(sandbox, now)
+        self._watch_life(record)
         if not is_first:
             self._tell(sandbox, before, now, record, acquired)
 
@@ -255,17 +261,28 @@ class Watch:
         named = {"id": sandbox, "name": before.name}
         self._events.emit("pool.released", subject("pool", name, name), sandbox=named, lease=before.lease)
 
-    def _watch_life(self, sandbox: SandboxId, now: Seen) -> None:
-        self._stop_watching(sandbox)
-        if now.phase not in ALIVE or not now.keeper:
+    def _watch_life(self, record: Record) -> None:
+        self._stop_watching(record.id)
+        if record.phase not in ALIVE or not record.keeper_pid:
             return
-        try:
-            fd = open_process(now.keeper)
-        except ProcessLookupError:
-            return  # the next look finds it dead
-        self._pidfds[fd] = sandbox
-        self._of_sandbox[sandbox] = fd
+        fd = self._living(record)
+        if fd is None:
+            self._dead.add(record.id)  # the kernel tells of it no more: the thread's next round settles it
+            return
+        self._pidfds[fd] = record.id
+        self._of_sandbox[record.id] = fd
         self._epoll.register(fd, select.EPOLLIN)
+
+    def _living(self, record: Record) -> int | None:
+        """A pidfd of the sandbox's pid 1; None when that is dead."""
+        try:
+            fd = open_process(record.keeper_pid)
+        except ProcessLookupError:
+            return None
+        if is_alive(self._context, record):
+            return fd
+        os.close(fd)  # the number is another's by now
+        return None
 
     def _stop_watching(self, sandbox: SandboxId) -> None:
         fd = self._of_sandbox.pop(sandbox, None)
