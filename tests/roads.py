@@ -9,10 +9,11 @@ import pytest
 
 from thawbox.engines.criu import CriuEngine
 from thawbox.engines.criu_images import PARENT_LINK
+from thawbox.sandbox import Sandbox, Snapshot
 
 FILES, TEMPLATE = "files", "template"
 on_both_roads = pytest.mark.parametrize("road", [FILES, TEMPLATE], indirect=True)
-"""For `pytestmark`: every test of the module is run on each road, as far as its sandboxes belong to its own nodes."""
+"""For tests, or `pytestmark`: each is run on each road, as far as its sandboxes belong to the test's own nodes."""
 
 
 class OneRoad:
@@ -30,6 +31,17 @@ class OneRoad:
             return self._engine.restore(place, images, **{**options, "eager": True})
         assert self._engine.warm(_chain(images)), "no template server"
         return self._engine.restore(place, images, **options)
+
+
+def clones_by(road: str, snapshot: Snapshot, count: int = 1) -> list[Sandbox]:
+    """Clones that take one road, where the node is not the test's own, or both roads are taken in one test."""
+    if road == FILES:
+        return snapshot.clones(count, eager=True)
+    assert snapshot.warm(shells=0), "no template server"
+    try:
+        return snapshot.clones(count)
+    finally:
+        snapshot.cool()
 
 
 def _chain(images: Path) -> list[Path]:

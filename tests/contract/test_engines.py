@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import pytest
 
+from roads import TEMPLATE, OneRoad
 from thawbox.engines import INIT_PID, Engine, Place
+from thawbox.engines.criu import CriuEngine
 from thawbox.engines.fake import FakeEngine
 from thawbox.errors import BrokenChain, CorruptSnapshot, DumpFailed, RestoreFailed
 from thawbox.host.namespaces import destroy_shell
@@ -81,8 +83,9 @@ class FakeStage:
 class CriuStage:
     """Sandboxes of a real node, and shells prepared as a restore would, over the files of the first sandbox."""
 
-    def __init__(self, node: Node, undo: ExitStack) -> None:
-        self.engine: Engine = node.context.engine
+    def __init__(self, node: Node, undo: ExitStack, *, road: str) -> None:
+        engine = node.context.engine
+        self.engine: Engine = cast(Engine, OneRoad(cast(CriuEngine, engine), road)) if road else engine
         self._context, self._node, self._undo = node.context, node, undo
         self._records: dict[int, Record] = {}
         self._files: Record | None = None
@@ -144,13 +147,19 @@ class CriuStage:
         return kept
 
 
-@pytest.fixture(params=["fake", pytest.param("criu", marks=pytest.mark.skipif(os.geteuid() != 0, reason="needs root"))])
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+ENGINES = ("fake", pytest.param("criu", marks=needs_root))
+on_every_road = pytest.mark.parametrize("stage", [*ENGINES, pytest.param(TEMPLATE, marks=needs_root)], indirect=True)
+"""For what is restored: by a template server, too."""
+
+
+@pytest.fixture(params=ENGINES)
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     if request.param == "fake":
         yield FakeStage()
         return
     with ExitStack() as undo:
-        yield CriuStage(request.getfixturevalue("node"), undo)
+        yield CriuStage(request.getfixturevalue("node"), undo, road=TEMPLATE if request.param == TEMPLATE else "")
 
 
 @pytest.fixture
@@ -174,6 +183,7 @@ def nothing() -> None:
     pass
 
 
+@on_every_road
 def test_a_dump_lets_the_tree_run_on_and_a_restore_brings_back_what_it_was(stage: Stage, dumped: Dumped) -> None:
     place = stage.begin()
     was = stage.look(place)
@@ -210,6 +220,7 @@ def test_what_the_caller_raises_while_it_is_stopped_fails_the_dump_and_the_tree_
     assert stage.look(place) == was
 
 
+@on_every_road
 def test_a_tree_that_was_frozen_is_frozen_after_its_dump(stage: Stage, dumped: Dumped) -> None:
     place = stage.begin()
     was = stage.look(place)
@@ -220,6 +231,7 @@ def test_a_tree_that_was_frozen_is_frozen_after_its_dump(stage: Stage, dumped: D
     assert stage.look(copy) == was
 
 
+@on_every_road
 def test_the_caller_is_told_once_before_a_restored_tree_runs(stage: Stage, dumped: Dumped) -> None:
     images, told = dumped(stage.begin(), "full"), []
     stage.engine.restore(stage.prepare(), images, before_resume=lambda: told.append(True))
@@ -258,6 +270,7 @@ def test_images_that_are_not_there_cannot_be_restored(stage: Stage, tmp_path: Pa
         stage.engine.restore(stage.prepare(), tmp_path, before_resume=nothing)
 
 
+@on_every_road
 def test_every_link_of_a_chain_restores_to_what_was_dumped(stage: Stage, dumped: Dumped) -> None:
     place, chain, was = stage.begin(), [], []
     for number in range(3):
@@ -282,6 +295,7 @@ def test_a_delta_of_little_change_is_small_and_not_clean(stage: Stage, dumped: D
     assert size(delta) < size(base) / 2
 
 
+@on_every_road
 def test_a_flattened_chain_restores_to_the_same_without_its_parents(
     stage: Stage, dumped: Dumped, tmp_path: Path
 ) -> None:

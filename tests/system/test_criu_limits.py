@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 from guests import SETUP, evaluate, interpreter, run
+from roads import on_both_roads
 from thawbox.host.namespaces import PIDS_ABOVE
 from thawbox.node import Node
 
 
+@on_both_roads
 def test_a_program_of_an_ordinary_user_is_frozen_with_its_limits_whatever_root_may_do_here(node: Node) -> None:
     limits = "[resource.getrlimit(number) for number in range(16)]"
     setup = SETUP + "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (300, 1000))\n"
@@ -24,6 +26,7 @@ def test_a_program_of_an_ordinary_user_is_frozen_with_its_limits_whatever_root_m
         assert evaluate(one, "os.getresuid()") == [1000, 1000, 1000]
 
 
+@on_both_roads
 def test_a_program_that_reserves_more_addresses_than_there_is_memory_comes_back(node: Node) -> None:
     setup = (
         SETUP

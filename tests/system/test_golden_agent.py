@@ -16,6 +16,7 @@ from app.matrix.files import MatrixError, read_manifest
 from app.matrix.knowledge import Matrix, load_matrix
 from corpus import FACTS, facts, place
 from golden_agent import EXAMPLE, ROWS, ask, build, golden_spec, talk
+from roads import FILES, TEMPLATE, clones_by
 from thawbox.errors import HookFailed, StartFailed
 from thawbox.model import Mount
 from thawbox.node import Node
@@ -92,12 +93,14 @@ def test_it_is_ready_only_when_all_is_loaded_and_its_talk_and_nonce_survive(node
     said = ask(back, "What did I ask you before?")
     assert probe.question in said["answer"]
     assert (said["nonce"], said["sandbox"], said["turn"]) == (before["nonce"], "golden", 2)
-    clone = snapshot.clone(name="another")
-    said = ask(clone, manifest.probes[1].question)
-    assert (said["answer"], said["nonce"], said["sandbox"]) == (manifest.probes[1].answer, before["nonce"], "another")
-    state = talk(clone, "GET", "/state")[1]
-    assert (state["clock"]["wakings"], state["identity"]["sandbox"], len(state["turns"])) == (1, "another", 2)
-    assert ask(clone, "Hello?", conversation="other")["turn"] == 1
+    for road in (FILES, TEMPLATE):
+        (clone,) = clones_by(road, snapshot)
+        said = ask(clone, manifest.probes[1].question)
+        assert (said["answer"], said["nonce"]) == (manifest.probes[1].answer, before["nonce"])
+        assert said["sandbox"] == clone.name
+        state = talk(clone, "GET", "/state")[1]
+        assert (state["clock"]["wakings"], state["identity"]["sandbox"], len(state["turns"])) == (1, clone.name, 2)
+        assert ask(clone, "Hello?", conversation="other")["turn"] == 1
 
 
 def test_while_it_loads_it_says_what_is_missing(node: Node, matrix: Path) -> None:

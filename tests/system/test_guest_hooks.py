@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from guests import SETUP, evaluate, interpreter, interpreter_spec, run
+from roads import on_both_roads
 from thawbox.errors import HookFailed, InvalidRequest, PoolExhausted, StartFailed
 from thawbox.model import Phase
 from thawbox.node import Node
@@ -21,6 +22,7 @@ def test_hooks_run_before_a_checkpoint_and_after_it_in_the_original(node: Node) 
     assert evaluate(sandbox, "events") == [["before"], ["checkpoint", sandbox.name]]
 
 
+@on_both_roads
 def test_a_clone_is_told_that_it_is_one_and_who_it_is(node: Node) -> None:
     snapshot = interpreter(node).checkpoint()
     first, second = snapshot.clones(2)
@@ -31,6 +33,7 @@ def test_a_clone_is_told_that_it_is_one_and_who_it_is(node: Node) -> None:
     assert first.record.machine_id != second.record.machine_id
 
 
+@on_both_roads
 def test_a_restore_is_told_that_it_is_one(node: Node) -> None:
     sandbox = interpreter(node)
     restored, _ = sandbox.checkpoint(stop=True).restore()
@@ -38,6 +41,7 @@ def test_a_restore_is_told_that_it_is_one(node: Node) -> None:
     assert told == [["before"], ["restore", sandbox.name, sandbox.id, sandbox.record.machine_id]]
 
 
+@on_both_roads
 def test_hooks_before_run_in_reverse_order_and_those_after_in_order(node: Node) -> None:
     setup = """
 for name in ("one", "two", "three"):
@@ -50,6 +54,7 @@ for name in ("one", "two", "three"):
     ]  # fmt: skip
 
 
+@on_both_roads
 def test_async_hooks_run_on_the_programs_own_loop(node: Node) -> None:
     setup = """
 import asyncio, threading
@@ -146,6 +151,7 @@ threading.Thread(target=lie, daemon=True).start()
     ],
     ids=["raises", "hangs", "dies", "wrong nonce", "wrong identity", "not ok", "nonsense"],
 )
+@on_both_roads
 def test_a_clone_whose_hook_fails_hangs_or_lies_is_destroyed_and_reported(
     node: Node, traces: Callable[[], Traces], setup: str, cause: str
 ) -> None:
@@ -181,6 +187,7 @@ def test_a_guest_that_hangs_is_given_up_after_the_specs_time(node: Node) -> None
     assert sandbox.state is Phase.RUNNING
 
 
+@on_both_roads
 def test_every_process_that_imports_the_guest_is_told(node: Node) -> None:
     setup = (
         SETUP
@@ -207,6 +214,7 @@ for _ in readers: os.read(ready[0], 1)
     assert evaluate(clone, "[os.read(reader, 100).decode() for reader in readers]") == ["clone"] * 3
 
 
+@on_both_roads
 def test_what_comes_later_is_given_to_a_clone_that_runs_already(node: Node) -> None:
     setup = """
 @guest.when_given
@@ -304,6 +312,7 @@ threading.Thread(target=http.server.ThreadingHTTPServer(("127.0.0.1", 9000), Hoo
 """
 
 
+@on_both_roads
 def test_hooks_by_http_are_told_the_same(node: Node) -> None:
     sandbox = interpreter(node, HTTP, hooks="http://127.0.0.1:9000")
     snapshot = sandbox.checkpoint(when_ready=True)
@@ -313,6 +322,7 @@ def test_hooks_by_http_are_told_the_same(node: Node) -> None:
     assert evaluate(sandbox, "events") == [before, ["/internal/after-checkpoint", "checkpoint", sandbox.name, {}]]
 
 
+@on_both_roads
 def test_a_clone_whose_http_hook_lies_is_destroyed(node: Node) -> None:
     sandbox = interpreter(node, HTTP, hooks="http://127.0.0.1:9000")
     with pytest.raises(HookFailed, match="nonce"):
@@ -327,6 +337,7 @@ def test_a_clone_whose_http_hook_lies_is_destroyed(node: Node) -> None:
     assert len(node.sandboxes()) == 1
 
 
+@on_both_roads
 def test_hooks_by_command_are_told_the_same(node: Node) -> None:
     command = """sh -c 'cat >>/tmp/told; echo " $1" >>/tmp/told; test "$1" != "$(cat /tmp/refused)"' hook"""
     sandbox = interpreter(node, "open('/tmp/refused', 'w').close()", hooks=f"cmd:{command}")
@@ -348,6 +359,7 @@ def test_hooks_by_command_are_told_the_same(node: Node) -> None:
         sandbox.checkpoint()
 
 
+@on_both_roads
 def test_a_connection_of_the_host_that_is_open_during_a_checkpoint_harms_nobody(node: Node) -> None:
     sandbox = interpreter(node)
     with sandbox.connect(8000) as idle:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from roads import FILES, TEMPLATE, on_both_roads
 from thawbox.config import Settings
 from thawbox.errors import DumpFailed, InvalidRequest, SnapshotNotFound
 from thawbox.host.init_client import Completed
@@ -47,7 +48,7 @@ def links(sandbox: Sandbox, rng: random.Random, count: int) -> Iterator[tuple[Sn
         yield sandbox.checkpoint(), state
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(("road", "seed"), [(FILES, 1), (FILES, 2), (TEMPLATE, 3)], indirect=["road"])
 def test_every_link_of_a_chain_is_cloned_as_it_was(node: Node, churning: Sandbox, seed: int) -> None:
     chain = list(links(churning, random.Random(seed), 6))
     kinds = [snapshot.stored.manifest.kind for snapshot, _ in chain]
@@ -74,6 +75,7 @@ def test_a_restore_of_an_older_link_goes_on_as_a_branch_of_the_chain(node: Node,
         sandbox.stop(timeout=0)
 
 
+@on_both_roads
 def test_restores_and_deltas_alternate_without_losing_anything(node: Node, churning: Sandbox) -> None:
     rng, sandbox = random.Random(5), churning
     for _ in range(6):
@@ -83,6 +85,7 @@ def test_restores_and_deltas_alternate_without_losing_anything(node: Node, churn
         assert said(sandbox) == state
 
 
+@on_both_roads
 def test_a_flattened_link_comes_back_as_the_link_does_and_needs_no_other(node: Node, churning: Sandbox) -> None:
     chain = list(links(churning, random.Random(6), 4))
     link, state = chain[2]
@@ -97,6 +100,7 @@ def test_a_flattened_link_comes_back_as_the_link_does_and_needs_no_other(node: N
         assert said(clone) == state
 
 
+@on_both_roads
 def test_the_delta_after_a_flattening_is_made_against_the_flattened_one(node: Node, churning: Sandbox) -> None:
     *_, (newest, _) = links(churning, random.Random(7), 2)
     flat = newest.flatten()
@@ -107,6 +111,7 @@ def test_the_delta_after_a_flattening_is_made_against_the_flattened_one(node: No
         assert said(clone) == state
 
 
+@on_both_roads
 def test_a_clones_first_checkpoint_is_a_small_delta_against_the_golden_snapshot(node: Node, churning: Sandbox) -> None:
     golden = churning.checkpoint()
     with golden.clone() as clone:
@@ -168,6 +173,7 @@ def test_a_chain_at_the_cap_is_followed_by_a_full_snapshot(open_node: Callable[.
             restored.stop(timeout=0)
 
 
+@on_both_roads
 def test_a_file_written_just_before_a_checkpoint_is_whole_in_every_restore(node: Node) -> None:
     loop = "i=0; while :; do i=$((i+1)); echo $i > /root/count; sync /root/count 2>/dev/null; echo $i; done"
     with node.run(Spec(("sh", "-c", loop), ready="log:5")) as sandbox:
@@ -179,6 +185,7 @@ def test_a_file_written_just_before_a_checkpoint_is_whole_in_every_restore(node:
             assert numbers == list(range(1, len(numbers) + 1))
 
 
+@on_both_roads
 def test_the_root_directory_keeps_its_own_attributes(node: Node) -> None:
     with node.run(Spec(SLEEPER)) as sandbox:
         sandbox.run("sh", "-c", "chmod 711 / && chown 7:8 / && chmod 1777 /usr")
@@ -188,6 +195,7 @@ def test_the_root_directory_keeps_its_own_attributes(node: Node) -> None:
                 assert said_by(again, "stat", "-c", "%a %u:%g", "/", "/usr") == "711 7:8\n1777 0:0\n"
 
 
+@on_both_roads
 def test_one_file_under_two_names_is_one_file_along_a_chain(node: Node) -> None:
     with node.run(Spec(SLEEPER)) as sandbox:
         sandbox.run("sh", "-c", "cd /root; echo 1 > a; ln a b; ln a c")

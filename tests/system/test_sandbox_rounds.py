@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from roads import on_both_roads
 from thawbox.host.init_client import ExecSession, Output
 from thawbox.host.init_wire import Terminal
 from thawbox.host.proc import wait_gone
@@ -102,6 +103,7 @@ def test_what_a_program_holds_goes_on_through_8_rounds(
     assert len(list(rounds(node, workload(*command), ask, 8))) == 8
 
 
+@on_both_roads
 def test_a_frozen_sandbox_with_a_stopped_process_is_frozen_after_its_checkpoint(node: Node) -> None:
     sandbox = node.run(Spec(("sh", "-c", "sleep 1000 & kill -STOP $!; wait"), ready=STOPPED))
     sandbox.freeze()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from roads import FILES, TEMPLATE, clones_by
 from thawbox.config import load_settings
 from thawbox.host.init_client import Completed, ExecRefused, Exited
 from thawbox.host.proc import wait_gone
@@ -176,11 +177,12 @@ def test_what_proc_and_sys_tell_of_the_machine_is_hidden_or_read_only(sandbox: S
     assert "Read-only" in shell(sandbox, "mkdir /sys/x") or "not permitted" in shell(sandbox, "mkdir /sys/x")
 
 
-def test_a_restored_sandbox_is_held_as_tightly(node: Node, sandbox: Sandbox) -> None:
+@pytest.mark.parametrize("road", [FILES, TEMPLATE])
+def test_a_restored_sandbox_is_held_as_tightly(node: Node, sandbox: Sandbox, road: str) -> None:
     before = shell(
         sandbox, "grep -e Cap -e NoNew -e Seccomp /proc/self/status; cat /proc/1/status | grep -e Cap -e Sec"
     )
-    clone = sandbox.checkpoint().clone()
+    (clone,) = clones_by(road, sandbox.checkpoint())
     assert (
         shell(clone, "grep -e Cap -e NoNew -e Seccomp /proc/self/status; cat /proc/1/status | grep -e Cap -e Sec")
         == before
@@ -278,8 +280,10 @@ def test_a_read_only_mount_cannot_be_written_and_a_writable_one_can(node: Node, 
     assert "Read-only" in shell(sandbox, "echo changed > /ro/file")
     shell(sandbox, "echo changed > /rw/file")
     assert (source / "file").read_text() == "changed\n"
-    assert shell(sandbox.checkpoint().clone(), "cat /ro/file; echo x > /ro/file").startswith("changed")
-    assert "Read-only" in shell(sandbox.checkpoint().clone(), "echo changed > /ro/file")
+    for road in (FILES, TEMPLATE):
+        (clone,) = clones_by(road, sandbox.checkpoint())
+        assert shell(clone, "cat /ro/file; echo x > /ro/file").startswith("changed")
+        assert "Read-only" in shell(clone, "echo changed > /ro/file")
 
 
 def test_devices_and_set_uid_programs_of_a_mount_have_no_effect(node: Node, tmp_path: Path) -> None:
@@ -315,9 +319,10 @@ def test_a_read_only_sandbox_writes_nothing_but_shared_memory(node: Node) -> Non
     for path in ("/x", "/etc/x", "/usr/x", "/tmp/x", "/var/x", "/dev/x"):
         assert "Read-only" in shell(sandbox, f"echo > {path}"), path
     assert shell(sandbox, "echo kept > /dev/shm/x; cat /dev/shm/x") == "kept"
-    clone = sandbox.checkpoint().clone()
-    assert "Read-only" in shell(clone, "echo > /x")
-    assert shell(clone, "cat /dev/shm/x") == "kept"
+    for road in (FILES, TEMPLATE):
+        (clone,) = clones_by(road, sandbox.checkpoint())
+        assert "Read-only" in shell(clone, "echo > /x")
+        assert shell(clone, "cat /dev/shm/x") == "kept"
 
 
 def test_a_program_that_is_not_there_is_refused_by_name(sandbox: Sandbox) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from roads import on_both_roads
 from thawbox.config import load_settings
 from thawbox.errors import InvalidRequest, UntrustedSnapshot
 from thawbox.model import Spec
@@ -15,6 +16,7 @@ from thawbox.node import Node
 OpenNode = Callable[..., Node]
 
 
+@on_both_roads
 def test_with_require_signed_only_a_trusted_signature_is_restored(open_node: OpenNode) -> None:
     key = Ed25519PrivateKey.generate()
     private, public = key.private_bytes_raw().hex(), key.public_key().public_bytes_raw().hex()
@@ -29,6 +31,7 @@ def test_with_require_signed_only_a_trusted_signature_is_restored(open_node: Ope
     assert len(strict.sandboxes()) == 1
 
 
+@on_both_roads
 def test_a_signed_snapshot_is_cloned_where_signatures_are_required(open_node: OpenNode) -> None:
     key = Ed25519PrivateKey.generate()
     strict = open_node(

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from guests import WORKLOADS, evaluate, interpreter, run
+from roads import FILES, TEMPLATE, clones_by
 from thawbox.errors import DumpFailed, Unsupported
 from thawbox.host.init_client import Completed, Exited
 from thawbox.model import Mount, Spec
@@ -182,8 +183,8 @@ def _goes_on(sandbox: Sandbox, work: Callable[[Sandbox], tuple[Any, int]], repor
         report.say(f"refused: {refused.cause[:160]}")
         raise
     assert work(sandbox)[0] == same
-    for _ in range(2):
-        for one in snapshot.clones(2):
+    for road in (FILES, TEMPLATE):
+        for one in clones_by(road, snapshot, 2):
             found, after = work(one)
             assert found == same
             assert after > before, "it began anew"
