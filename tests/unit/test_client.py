@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from thawbox.api.answers import sse, to_json
 from thawbox.client import AsyncClient, Client
 from thawbox.client.aio import sandbox as aio
 from thawbox.client.entering import Entering
@@ -72,11 +73,18 @@ def test_an_answer_that_is_no_problem_is_still_an_error() -> None:
     assert "500" in error_of({}, status=500).cause
 
 
-def test_events_are_read_line_by_line() -> None:
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_events_are_read_however_they_are_cut(size: int) -> None:
     lines = EventLines()
-    text = ': alive\n\nid: 7\nevent: sandbox.created\ndata: {"a":\ndata: 1}\n\ndata: {}\n\n'
-    found = [event for line in text.split("\n") if (event := lines.take(line)) is not None]
+    text = b': alive\n\nid: 7\r\nevent: sandbox.created\ndata: {"a":\ndata: 1}\n\ndata: {}\n\n'
+    found = [event for at in range(0, len(text), size) for event in lines.take(text[at : at + size])]
     assert found == [ServerEvent("sandbox.created", {"a": 1}, "7"), ServerEvent("message", {}, "7")]
+
+
+def test_what_a_program_printed_ends_no_line_of_an_event() -> None:
+    printed = "a\u2028b\u2029c\x85d"  # line ends of Unicode, which JSON holds as they are
+    sent = sse("log", to_json({"text": printed})).encode()
+    assert list(EventLines().take(sent)) == [ServerEvent("log", {"text": printed}, "")]
 
 
 def test_a_place_is_a_socket_or_a_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

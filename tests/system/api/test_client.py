@@ -127,6 +127,11 @@ def test_a_sandbox_lives_its_life(client: Client, box: Sandbox) -> None:
     assert client.gc(dry_run=True) is not None
 
 
+def test_a_log_is_followed_to_its_end_whatever_was_printed(client: Client) -> None:
+    with client.run(command=("sh", "-c", "printf 'a\\342\\200\\250b\\302\\205c\\n'; read line")) as sandbox:
+        assert "".join(record["text"] for record in sandbox.logs(follow=True)) == "a\u2028b\x85c\n"
+
+
 def test_long_work_can_be_begun_and_waited_for_elsewhere(client: Client, box: Sandbox) -> None:
     begun = client.operations.begin("POST", f"/v1/sandboxes/{box.id}/checkpoint", {"name": "later"})
     assert client.operations.wait(begun["id"])["id"] == client.snapshot("later").id

@@ -164,7 +164,8 @@ class AsyncSandbox:
         if follow:
             query = {"follow": True, "after": after}
             async for event in self._transport.events("GET", f"{self._path}/logs", query=query):
-                yield event.content
+                if event.name == "log":
+                    yield event.content
             return
         for record in (await self._transport.ask("GET", f"{self._path}/logs", query={"after": after}))["records"]:
             yield record

@@ -133,9 +133,8 @@ class AsyncTransport:
         accept = {"Accept": "text/event-stream", **(headers or {})}
         lines = EventLines()
         async with self.stream(method, path, body, query=query, headers=accept) as response:
-            async for line in response.aiter_lines():
-                event = lines.take(line)
-                if event is not None:
+            async for piece in response.aiter_bytes():
+                for event in lines.take(piece):
                     yield event
 
     async def _sent(self, method: str, path: str, *, again: bool, patient: bool, **request: Any) -> httpx.Response:

@@ -134,9 +134,8 @@ class Transport:
         accept = {"Accept": "text/event-stream", **(headers or {})}
         lines = EventLines()
         with self.stream(method, path, body, query=query, headers=accept) as response:
-            for line in response.iter_lines():
-                event = lines.take(line)
-                if event is not None:
+            for piece in response.iter_bytes():
+                for event in lines.take(piece):
                     yield event
 
     def _sent(self, method: str, path: str, *, again: bool, patient: bool, **request: Any) -> httpx.Response:
