@@ -11,11 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from thawbox.model import SnapshotId
-from thawbox.pool_plan import HeldTemplate
+from thawbox.pool_plan import DEMAND_WINDOW, HeldTemplate
 
 _REQUESTS_KEPT = 64
 TRY_AGAIN = 60.0
 """Seconds until loading is tried again that was refused: by an engine that cannot, or for want of memory."""
+_PAST = max(DEMAND_WINDOW, TRY_AGAIN)
+"""Seconds after which a request or refusal says nothing any more."""
 LOOK_AGAIN = 5.0
 """Seconds between two looks whether a template idles, its server died, or memory is short."""
 
@@ -37,17 +39,33 @@ class Warmth:
         self._requests: dict[SnapshotId, deque[float]] = {}
         self._warm: dict[SnapshotId, Warm] = {}
         self._refused: dict[SnapshotId, float] = {}
+        self._sweep_at = float("-inf")
         self._thread: threading.Thread | None = None
         self._closing = False
 
     def asked(self, snapshot: SnapshotId, *, now: float) -> tuple[float, ...]:
         """Note that a clone is asked for; the times of those asked for lately, this one included."""
         with self._lock:
+            self._forget_past(now)
             times = self._requests.setdefault(snapshot, deque(maxlen=_REQUESTS_KEPT))
             times.append(now)
             if snapshot in self._warm:
                 self._warm[snapshot].used_at = now
             return tuple(times)
+
+    def _forget_past(self, now: float) -> None:
+        """Of snapshots that were cloned once there is no end: each fork makes one."""
+        if now < self._sweep_at:
+            return
+        self._sweep_at = now + _PAST
+        self._requests = {one: times for one, times in self._requests.items() if times[-1] > now - _PAST}
+        self._refused = {one: at for one, at in self._refused.items() if at > now - _PAST}
+
+    @property
+    def remembered(self) -> int:
+        """Of how many snapshots it is remembered that they were asked for, or refused."""
+        with self._lock:
+            return len(self._requests.keys() | self._refused.keys())
 
     def loaded(self, snapshot: SnapshotId, *, resident: int, now: float, holder: str = "") -> None:
         """It is held now, for `holder` too."""
@@ -55,6 +73,7 @@ class Warmth:
             warm = self._warm.setdefault(snapshot, Warm(resident, now))
             warm.used_at = now
             warm.holders |= {holder} if holder else set[str]()
+            self._lock.notify_all()
 
     def refused(self, snapshot: SnapshotId, *, now: float) -> None:
         """It cannot be held, or is not worth it."""
@@ -99,11 +118,15 @@ class Warmth:
                 self._thread.start()
 
     def rest(self) -> None:
-        """Look no more if nothing is held: the thread has ended then."""
+        """Look no more if nothing is held: the thread has ended then, unless somebody holds something meanwhile."""
         with self._lock:
             self._lock.notify_all()
-            thread = self._thread if not self._warm or self._closing else None
-        if thread is not None and thread is not threading.current_thread():
+            thread = self._thread
+            if thread is None or thread is threading.current_thread():
+                return
+            self._lock.wait_for(lambda: self._thread is not thread or (self._warm and not self._closing))
+            has_ended = self._thread is not thread
+        if has_ended:
             thread.join()
 
     def close(self) -> None:
@@ -117,5 +140,6 @@ class Warmth:
                 self._lock.wait_for(lambda: self._closing or not self._warm, LOOK_AGAIN)
                 if self._closing or not self._warm:
                     self._thread = None
+                    self._lock.notify_all()
                     return
             look()

@@ -1,0 +1,60 @@
+"""The books of what is held ready: nobody waits for what another holds, and what is past is forgotten."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+import pytest
+
+from thawbox.model import SnapshotId
+from thawbox.sandbox.warmth import TRY_AGAIN, Warmth
+
+ONE, OTHER = SnapshotId("1" * 64), SnapshotId("2" * 64)
+MINUTE = 20.0
+
+
+def waits(thread: threading.Thread) -> bool:
+    """Whether a thread waits for a condition, or for another's end."""
+    frame = sys._current_frames().get(thread.ident or 0)  # pyright: ignore[reportPrivateUsage]
+    return frame is not None and frame.f_code.co_name in {"wait", "join", "_wait_for_tstate_lock"}
+
+
+def test_whoever_gives_up_the_last_does_not_wait_for_what_another_holds_by_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("thawbox.sandbox.warmth.LOOK_AGAIN", 0.0)
+    warmth, looks, goes_on = Warmth(), threading.Event(), threading.Event()
+
+    def look() -> None:
+        looks.set()
+        assert goes_on.wait(MINUTE)
+
+    warmth.loaded(ONE, resident=1, now=0.0, holder="a")
+    warmth.start(look)
+    assert looks.wait(MINUTE)  # it looks, which may take as long as loading takes
+    assert warmth.let_go(ONE, "a")
+    resting = threading.Thread(target=warmth.rest, daemon=True)
+    resting.start()
+    while not waits(resting):
+        pass
+    warmth.loaded(OTHER, resident=1, now=0.0, holder="b")
+    warmth.start(look)
+    goes_on.set()
+    resting.join(MINUTE)
+    assert not resting.is_alive()
+    assert {one.snapshot for one in warmth.held()} == {OTHER}
+    warmth.close()
+    assert not [one for one in threading.enumerate() if one.name == "thawbox-warmth"]
+
+
+def test_snapshots_that_nobody_asks_for_any_more_are_forgotten() -> None:
+    warmth = Warmth()
+    snapshots = [SnapshotId(f"{number:064x}") for number in range(1000)]
+    for now, snapshot in enumerate(snapshots):
+        warmth.asked(snapshot, now=now)
+        warmth.refused(snapshot, now=now)
+    assert warmth.remembered <= 2 * TRY_AGAIN
+    assert len(warmth.asked(snapshots[-1], now=1000)) == 2
+    assert not warmth.may_try(snapshots[-1], now=1000)
+    assert warmth.may_try(snapshots[-1], now=1000 + TRY_AGAIN)
