@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -256,6 +259,38 @@ def test_a_damaged_snapshot_is_never_copied(here: Store, make_backend: MakeBacke
     with Mirror(here, replicas(here, [backend]), read_rules("all"), period=0.01) as mirror:
         assert mirror.wait_for(sound.id, timeout=MINUTE)
     assert damaged.id not in remote_snapshots(backend)
+
+
+class Telling:
+    """A backend that tells of each snapshot before whoever asked for it hears of it."""
+
+    def __init__(self, backend: Backend, committed: Callable[[], None]) -> None:
+        self._backend = backend
+        self._committed = committed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def write_once(self, name: str, content: bytes) -> bool:
+        written = self._backend.write_once(name, content)
+        if name.startswith("snapshots/"):
+            self._committed()
+        return written
+
+
+def test_a_snapshot_that_goes_as_it_was_copied_ends_no_mirroring(here: Store, make_backend: MakeBackend) -> None:
+    gone, is_copied = put(here, b"1" * 5000).id, threading.Event()
+
+    def remove_once() -> None:
+        if not is_copied.is_set():
+            shutil.rmtree(here.layout.snapshot(gone))  # as another process may: whoever pushes only reads it
+            is_copied.set()
+
+    backend: Any = Telling(make_backend(), remove_once)
+    with Mirror(here, replicas(here, [backend]), read_rules("all"), period=0.01) as mirror:
+        assert is_copied.wait(MINUTE)
+        kept = put(here, b"2" * 5000).id
+        assert mirror.wait_for(kept, timeout=MINUTE)
 
 
 def test_an_address_carries_where_a_store_is_and_never_a_credential(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
-from thawbox.errors import BackendUnavailable, IntegrityError, InvalidRequest, SnapshotNotFound
+from thawbox.errors import IntegrityError, InvalidRequest, SnapshotNotFound, Unavailable
 from thawbox.model import SnapshotId
 from thawbox.store.backends import Backend
 from thawbox.store.events import log_done, log_error
@@ -89,13 +89,13 @@ class Mirror:
                 wait = self._period
             except _Ended:
                 return
-            except (BackendUnavailable, OSError) as error:  # OSError: our own disk, which may recover as well
-                cause = error.cause if isinstance(error, BackendUnavailable) else str(error)
+            except (Unavailable, OSError) as error:  # our own store may be busy, and our own disk recover, as well
+                cause = error.cause if isinstance(error, Unavailable) else str(error)
                 wait = min(max(2 * wait, 1.0), _LONGEST_WAIT)
                 log_error("mirror.failed", where=backend.where, cause=cause, again_in_s=wait)
 
     def _fill(self, backend: Backend, unnamed: set[SnapshotId]) -> None:
-        """Copy what the rules name and the replica has not. Raises BackendUnavailable."""
+        """Copy what the rules name and the replica has not. Raises Unavailable."""
         if backend.where not in self._there:
             self._know(backend, remote_snapshots(backend))
         for snapshot in sorted(self._store.catalog.ids() - self._there[backend.where] - unnamed):
@@ -106,15 +106,15 @@ class Mirror:
                     unnamed.add(snapshot)
                     continue
                 copied = self._replicas.copy_to(backend, snapshot, on_progress=self._go_on)
+                if copied.failure is not None:
+                    raise copied.failure
+                self._know(backend, self._store.chain(snapshot))
             except SnapshotNotFound:
                 continue  # removed since we looked
             except (IntegrityError, InvalidRequest) as error:  # ours is damaged: no copy is made of that
                 log_error("mirror.refused", where=backend.where, snapshot=snapshot, cause=error.cause)
                 unnamed.add(snapshot)
                 continue
-            if copied.failure is not None:
-                raise copied.failure
-            self._know(backend, self._store.chain(snapshot))
             log_done("mirror.complete", where=backend.where, snapshot=snapshot)
 
     def _go_on(self, _: object) -> None:
