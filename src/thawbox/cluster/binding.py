@@ -4,11 +4,14 @@ Rule 1: the swap is on the pod (its `resourceVersion`): whoever wins it has the 
 Rule 2: a claim's status is written after its clone runs. Whoever finds a leased pod whose claim does not say so goes on
 from there: a dispatcher that died in between has lost nothing.
 Rule 3: nothing is created here.
+Rule 4: the indexes list and watch side by side: a claim may be seen before the pool that it names. Nothing is decided
+before all have listed once (`resume`), and no claim is refused for what an index lacks before the API server was asked.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import time
@@ -16,17 +19,22 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import structlog
+
 from thawbox.cluster.backends import Backend, flip_readiness
 from thawbox.cluster.crds import CLAIM, CLAIM_NAME, STATE_LABEL, WANTED, WHY, Json
 from thawbox.cluster.facts import WAITS, Reason, Refusal
-from thawbox.cluster.kube import CLAIMS, PODS, Conflict, Kube
+from thawbox.cluster.kube import CLAIMS, PODS, POOLS, TEMPLATES, Conflict, Kube
 from thawbox.cluster.scale_plan import Demand, admit
 from thawbox.cluster.state import BROKEN, LEASED, State, is_there, leased_by, notes_of
 from thawbox.cluster.times import condition, read, with_condition, written
 from thawbox.errors import EngineError, NotFound, ThawboxError, Unavailable
 
+_log = structlog.get_logger()
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.005, 1.0
 _OPEN = ("", "Pending")
+_TO_BE_SURE = frozenset({Reason.NO_SUCH_POOL, Reason.POOL_DRAINED, Reason.TEMPLATE_NOT_READY})
+"""Refusals that rest on what the indexes of pools and templates show: they may be behind that of claims."""
 
 
 @dataclass(slots=True)
@@ -57,6 +65,7 @@ class Binding:
         self.lines: dict[str, Line] = {}
         self._busy: set[str] = set()
         self._begun: dict[str, float] = {}
+        self._is_open = False
         state.claims.on_change(self._claim_changed)
         state.on_pods.append(self.serve)
 
@@ -66,7 +75,8 @@ class Binding:
     # --- who waits --------------------------------------------------------------------------------------------
 
     def resume(self) -> None:
-        """Go on with what an earlier dispatcher left: claims of leased pods, then whoever waits, oldest first."""
+        """Begin, once every index has listed: what an earlier dispatcher left, then whoever waits, oldest first."""
+        self._is_open = True
         for pod in list(self._state.pods.objects.values()):
             claim = self._claim_of(pod)
             if claim is not None and phase_of(claim) in _OPEN:
@@ -85,19 +95,46 @@ class Binding:
         if not now or "deletionTimestamp" in now["metadata"]:
             self._forget(name, (now or before or {}).get("spec", {}).get("pool", ""))
             return
-        if phase_of(now) not in _OPEN or name in self._busy or name in self._begun:
+        if not self._is_open or phase_of(now) not in _OPEN or name in self._busy or name in self._begun:
             return
-        pool = now["spec"]["pool"]
-        line = self.line(pool)
+        line = self.line(now["spec"]["pool"])
         self._begun[name] = self._state.clock()
         line.demand.add(self._state.clock())
         refusal = self._admission(now, line)
-        if refusal is not None:
+        if refusal is None:
+            self._line_up(now, line)
+        elif refusal.reason in _TO_BE_SURE:
+            self._tasks.create_task(self._look_and_admit(now, line))
+        else:
             self._tasks.create_task(self._refuse(now, refusal))
-            return
+
+    def _line_up(self, claim: Json, line: Line) -> None:
+        name, pool = claim["metadata"]["name"], claim["spec"]["pool"]
         line.waiting.append(name)
-        self._tasks.create_task(self._give_up(name, pool, float(now["spec"]["timeout"])))
+        self._tasks.create_task(self._give_up(name, pool, float(claim["spec"]["timeout"])))
         self.serve(pool)
+
+    async def _look_and_admit(self, claim: Json, line: Line) -> None:
+        """Ask the API server for the pool and its template, then admit or refuse the claim, if it is still there."""
+        name, pool = claim["metadata"]["name"], claim["spec"]["pool"]
+        while True:
+            try:
+                with contextlib.suppress(NotFound):
+                    found = await self._kube.get(POOLS, pool)
+                    self._state.pools.seen(found)
+                    self._state.templates.seen(await self._kube.get(TEMPLATES, found["spec"]["template"]))
+            except Unavailable:
+                await asyncio.sleep(_LONGEST_BACKOFF)
+            else:
+                break
+        now = self._state.claims.objects.get(name)
+        if now is None or now["metadata"]["uid"] != claim["metadata"]["uid"] or name not in self._begun:
+            return
+        refusal = self._admission(now, line)
+        if refusal is None:
+            self._line_up(now, line)
+        else:
+            await self._refuse(now, refusal)
 
     def _admission(self, claim: Json, line: Line) -> Refusal | None:
         pool = claim["spec"]["pool"]
@@ -131,6 +168,7 @@ class Binding:
         status: Json = {"phase": "Failed", "reason": refusal.reason.value, "message": refusal.message}
         if refusal.retry_after is not None:
             status["retryAfter"] = refusal.retry_after
+        _log.info("claim.refused", claim=claim["metadata"]["name"], reason=refusal.reason.value, why=refusal.message)
         while True:
             try:
                 await self._write_status(claim, status, ready=False)
@@ -144,7 +182,7 @@ class Binding:
     def serve(self, pool: str) -> None:
         """Give what is parked to who waits, in order; whoever insists on an empty region is passed over."""
         line = self.lines.get(pool)
-        if line is None or not line.waiting or not self._state.fleet.parked(pool):
+        if not self._is_open or line is None or not line.waiting or not self._state.fleet.parked(pool):
             return
         for name in list(line.waiting):
             claim = self._state.claims.objects.get(name)
@@ -177,7 +215,8 @@ class Binding:
             while True:
                 try:
                     await self._bind_once(claim, pod)
-                except (Conflict, NotFound, Unavailable, EngineError):
+                except (Conflict, NotFound, Unavailable, EngineError) as error:
+                    _log.info("bind.again", claim=name, pod=pod["metadata"]["name"], why=str(error))
                     attempt += 1
                     claim, again = await self._another(claim, pool, attempt)
                     if again is None:
@@ -201,8 +240,10 @@ class Binding:
             return claim, None
         own = next((pod for pod in self._state.pods.objects.values()
                     if leased_by(pod) == now["metadata"]["uid"] and is_there(pod)), None)  # fmt: skip
-        if own is not None:
+        if own is not None and own["spec"].get("nodeName") not in self._state.lost:
             return now, own
+        if own is not None:
+            await self.break_pod(own, "its node was lost before its clone ran")
         chosen = self._state.fleet.choose(self._state.wish(now))
         pod = self._state.take(chosen, pool) if isinstance(chosen, str) else None
         if pod is None:
@@ -229,6 +270,7 @@ class Binding:
         except (Conflict, NotFound):
             await self._settle(claim, pod)
             return
+        _log.info("bind.complete", claim=claim["metadata"]["name"], pod=name, node=pod["spec"]["nodeName"], ms=passed)
         await flip_readiness(self._kube, pod, ready=True, now=self._now())
         self._state.give_back(name)
 
