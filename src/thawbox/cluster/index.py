@@ -2,6 +2,8 @@
 
 Rule 1: what is in the index may be old; whoever acts on it does so by compare-and-swap.
 Rule 2: a watch that ends goes on where it ended; one that is too far behind lists anew, and tells what has changed.
+Rule 3: own writes overtake the watch, and it overtakes them: whichever is older of the two is ignored. What is not here
+although the watch is past its version is gone, and no late answer brings it back.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ class Index:
         self.version = ""
         self.listed = asyncio.Event()
         self.lists = 0
+        self._heard = 0
         self._hearers: list[Hear] = []
         self._bell = asyncio.Event()
 
@@ -55,7 +58,7 @@ class Index:
                     pause = _FIRST_PAUSE
             except Expired:
                 self.version = ""
-            except (Unavailable, OSError):
+            except Unavailable:
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads callers, protects nothing
                 pause = min(_LONGEST_PAUSE, 2 * pause)
 
@@ -63,7 +66,8 @@ class Index:
         """Take in what an own write was answered, without waiting for the watch; what is older is ignored."""
         name = found["metadata"]["name"]
         before = self.objects.get(name)
-        if before is None or _version(found) > _version(before):
+        known = self._heard if before is None else _version(before)
+        if _version(found) > known:
             self._put(name, found)
 
     def forget(self, name: str) -> None:
@@ -83,31 +87,35 @@ class Index:
         found = await self._kube.list(self.kind, labels=self._labels, fields=self._fields)
         self.lists += 1
         there = {one["metadata"]["name"]: one for one in found["items"]}
+        listed = _version(found)
         for name in self.objects.keys() - there.keys():
-            self._put(name, {})
+            if _version(self.objects[name]) <= listed:  # else it was made after the list was
+                self._put(name, {})
         for name, one in there.items():
-            if (
-                self.objects.get(name, {}).get("metadata", {}).get("resourceVersion")
-                != one["metadata"]["resourceVersion"]
-            ):
+            before = self.objects.get(name)
+            if before is None or _version(one) > _version(before) or _uid(one) != _uid(before):
                 self._put(name, one)
-        self.version = found["metadata"]["resourceVersion"]
+        self._heard_up_to(found)
         self.listed.set()
         self._ring()
 
     def _hear(self, event: Json) -> None:
         found: Json = event["object"]
-        self.version = found["metadata"]["resourceVersion"]
+        self._heard_up_to(found)
         if event["type"] == "BOOKMARK":
             return
         name = found["metadata"]["name"]
         if event["type"] == "DELETED":
-            if name in self.objects:
+            if name in self.objects and _version(self.objects[name]) <= _version(found):  # else it was made anew
                 self._put(name, {})
         else:
             before = self.objects.get(name)
             if before is None or _version(found) > _version(before) or _uid(found) != _uid(before):
                 self._put(name, found)
+
+    def _heard_up_to(self, found: Json) -> None:
+        self.version = found["metadata"]["resourceVersion"]
+        self._heard = _version(found)
 
     def _put(self, name: str, now: Json) -> None:
         before = self.objects.get(name)

@@ -7,8 +7,8 @@ typed models costs more than the request.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -117,10 +117,11 @@ class Kube:
         answer = await self._request("GET", kind.path(self.namespace) + query, None, "", timeout=seconds + 30)
         try:
             if answer.status >= 400:
-                raise _failure(answer.status, await answer.text(), kind.plural)
+                raise _failure(answer.status, await _all_of(answer), kind.plural)
             while True:
-                line = await answer.content.readline()
-                if not line:
+                with _connected(f"the watch of {kind.plural}"):
+                    line = await answer.content.readline()
+                if not line.endswith(b"\n"):  # the server ended the watch, or was cut off in the middle of a line
                     return
                 event: Json = json.loads(line)
                 if event["type"] == "ERROR":
@@ -132,7 +133,7 @@ class Kube:
     async def _ask(self, method: str, path: str, body: Json | None = None, *, content: str = "") -> Json:
         answer = await self._request(method, path, body, content, timeout=30)
         try:
-            text = await answer.text()
+            text = await _all_of(answer)
         finally:
             answer.release()
         if answer.status >= 400:
@@ -144,13 +145,28 @@ class Kube:
         headers = {"Accept": "application/json", "Content-Type": content or "application/json"}
         client = self._client
         await client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
-        try:
+        with _connected(f"{method} {path}"):
             answer = await client.rest_client.request(
                 method, client.configuration.host + path, headers=headers, body=body, _request_timeout=timeout
             )
-        except OSError as error:  # aiohttp's connection errors and time-outs are OSErrors
-            raise Unavailable(f"the API server does not answer {method} {path}: {error!r}") from error
         return answer.response
+
+
+async def _all_of(answer: Any) -> str:
+    with _connected(str(answer.url.path)):
+        text: str = await answer.text()
+    return text
+
+
+@contextmanager
+def _connected(what: str) -> Generator[None]:
+    """A block in which a lost connection raises Unavailable: not all that aiohttp raises for one is an OSError."""
+    from aiohttp import ClientError
+
+    try:
+        yield
+    except (OSError, ClientError) as error:
+        raise Unavailable(f"the API server does not answer {what}: {error!r}") from error
 
 
 def _query(**given: str) -> str:
