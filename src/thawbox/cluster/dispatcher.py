@@ -64,6 +64,7 @@ class Dispatcher:
         self.binding.resume()
         self.ready.set()
         while True:
+            await self._recovery.lose_silent()
             if await self._leads():
                 self._recovery.look()
                 with contextlib.suppress(Conflict, NotFound, Unavailable):  # the next look has newer facts

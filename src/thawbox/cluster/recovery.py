@@ -1,7 +1,9 @@
 """Lost nodes: their clones count no more, their claims come back elsewhere from the newest replicated snapshot.
 
-Rule: a claim is moved only when its node's lease has run out by our clock. A node that cannot renew its lease freezes
+Rule 1: a claim is moved only when its node's lease has run out by our clock. A node that cannot renew its lease freezes
 what is leased on it before that (`agent`), so that nobody ever runs twice.
+Rule 2: silence counts only while we could hear. A dispatcher that got no CPU, or lost its watch, has heard no renewal
+either; so the API server is asked for a lease before its node is called lost, and while it does not answer none is.
 """
 
 from __future__ import annotations
@@ -10,16 +12,19 @@ import asyncio
 import json
 from collections.abc import Callable
 
+import structlog
+
 from thawbox.cluster.backends import flip_readiness, sandbox_of
 from thawbox.cluster.binding import Binding
-from thawbox.cluster.crds import SNAPSHOT, WANTED, Json
+from thawbox.cluster.crds import SNAPSHOT, WANTED, WHY, Json
 from thawbox.cluster.facts import Reason, Refusal
-from thawbox.cluster.kube import CLAIMS, PODS, Conflict, Kube
+from thawbox.cluster.kube import CLAIMS, LEASES, PODS, Conflict, Kube
 from thawbox.cluster.state import LEASED, State, leased_by, notes_of, state_of
 from thawbox.cluster.times import condition, with_condition, written
 from thawbox.errors import NotFound, Unavailable
 
 RECOVER_SECONDS = 120.0
+_log = structlog.get_logger()
 
 
 class Recovery:
@@ -35,10 +40,23 @@ class Recovery:
         self._now = now
         self._at_work: set[str] = set()
 
+    async def lose_silent(self) -> None:
+        """Take out the nodes whose leases have run out; every dispatcher does so for itself."""
+        for lease, node in self._state.silent().items():
+            try:
+                self._state.leases.seen(await self._kube.get(LEASES, lease))
+            except NotFound:
+                self._state.leases.forget(lease)
+            except Unavailable:
+                _log.warning("node.unknown", node=node, why="the API server does not answer")
+                self._state.hear_anew()
+                return
+            if lease in self._state.silent():
+                self._state.lose(node)
+            _log.warning("node.lost" if node in self._state.lost else "node.late", node=node)
+
     def look(self) -> None:
-        """Take silent nodes out, and begin to recover every claim that is bound to one, or was being recovered."""
-        for node in self._state.silent():
-            self._state.lose(node)
+        """Begin to recover every claim that is bound to a lost node, or was being recovered."""
         for name, claim in list(self._state.claims.objects.items()):
             status = claim.get("status", {})
             is_lost = status.get("phase") == "Bound" and status.get("node") not in self._state.fleet
@@ -60,6 +78,7 @@ class Recovery:
         if not snapshot:
             why = f"node {status.get('node')} is lost, and no snapshot was replicated"
             await self._write(claim, {"phase": "Lost", "reason": Reason.NO_SNAPSHOT.value, "message": why}, ready=False)
+            _log.warning("claim.lost", claim=claim["metadata"]["name"], why=why)
             return
         if status["phase"] == "Bound":
             change = {"phase": "Recovering", "reason": "NodeLost", "message": f"node {status.get('node')} is lost"}
@@ -68,10 +87,12 @@ class Recovery:
         if pod is None:
             return
         name = pod["metadata"]["name"]
+        _log.info("recover.started", claim=claim["metadata"]["name"], pod=name, snapshot=snapshot["id"])
         there = await self._state.pods.wait(lambda: self._is_back(name, snapshot["id"]), timeout=RECOVER_SECONDS)
         pod = self._state.pods.objects.get(name, pod)
         if not there or state_of(pod) != LEASED:
             await self._binding.break_pod(pod, f"snapshot {snapshot['id'][:12]} was not recovered in it")
+            _log.warning("recover.failed", claim=claim["metadata"]["name"], pod=name, why=notes_of(pod).get(WHY, ""))
             return
         node, before = pod["spec"]["nodeName"], status.get("pod", "")
         await self._write(claim, {
@@ -79,6 +100,7 @@ class Recovery:
             "address": pod.get("status", {}).get("podIP", ""), "url": self._state.urls.get(node, ""),
             "boundAt": written(self._now()), "recoveries": int(status.get("recoveries", 0)) + 1,
         }, ready=True)  # fmt: skip
+        _log.info("recover.complete", claim=claim["metadata"]["name"], pod=name, node=node)
         await flip_readiness(self._kube, pod, ready=True, now=self._now())
         if before and before != name:
             await self._kube.delete(PODS, before, grace=0)

@@ -135,15 +135,24 @@ class State:
 
     # --- nodes ------------------------------------------------------------------------------------------------
 
-    def silent(self) -> list[str]:
-        """Nodes whose lease has not been renewed for as long as it lasts, by this machine's clock."""
-        now, found = self.clock(), list[str]()
-        for lease in self.leases.objects.values():
+    def silent(self) -> dict[str, str]:
+        """Leases that we have not heard renewed for as long as they last, by our clock, and their nodes, not yet lost.
+
+        We may have been deaf: whoever calls a node lost asks the API server for its lease first.
+        """
+        now, found = self.clock(), dict[str, str]()
+        for name, lease in self.leases.objects.items():
             node = lease["spec"].get("holderIdentity", "")
             heard = self._heard.get(node)
-            if heard and now - heard[1] > float(lease["spec"].get("leaseDurationSeconds", 15)):
-                found.append(node)
+            lasts = float(lease["spec"].get("leaseDurationSeconds", 15))
+            if heard and node not in self.lost and now - heard[1] > lasts:
+                found[name] = node
         return found
+
+    def hear_anew(self) -> None:
+        """We could hear nobody: what was silent meanwhile is given its lease's time once more."""
+        now = self.clock()
+        self._heard = {node: (renewed, now) for node, (renewed, _) in self._heard.items()}
 
     def lose(self, node: str) -> None:
         """A node counts no more, until it is heard of again."""
