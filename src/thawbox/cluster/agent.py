@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from thawbox.cluster.crds import (
     CLAIM_NAME,
     GROUP,
@@ -41,6 +43,9 @@ from thawbox.cluster.state import BROKEN, EMPTY, LEASED, PARKED, is_there, notes
 from thawbox.cluster.times import read, written
 from thawbox.errors import NotFound, ThawboxError, Unavailable
 
+_log = structlog.get_logger()
+RETRY_SECONDS = 10.0
+"""After a snapshot of a leased clone failed, until it is tried once more."""
 FENCE = 2 / 3
 """The part of its lease after which a node that could not renew it freezes what is leased."""
 
@@ -77,8 +82,9 @@ class Agent:
             kube, f"thawbox-node-{options.node}", options.node, seconds=options.lease_seconds, clock=time.monotonic,
             now=time.time,
         )  # fmt: skip
-        self._fenced = False
-        self._replicated: dict[str, float] = {}
+        self._fenced: set[str] = set()
+        self._not_before: dict[str, float] = {}
+        """Pods whose snapshot failed, and when it is tried again by the monotonic clock."""
 
     async def run(self) -> None:
         """Tend the node, for ever."""
@@ -87,7 +93,9 @@ class Agent:
                 tasks.create_task(index.run())
             for index in (self.pods, self._pools, self._templates, self._claims):
                 await index.listed.wait()
+            await self._renew()
             tasks.create_task(self._keep_lease())
+            tasks.create_task(self._keep_fence())
             while True:
                 with contextlib.suppress(Unavailable):
                     await self.look()
@@ -96,29 +104,47 @@ class Agent:
     # --- the lease --------------------------------------------------------------------------------------------
 
     async def _keep_lease(self) -> None:
+        while True:
+            await asyncio.sleep(self.options.lease_seconds / 6)
+            await self._renew()
+
+    async def _renew(self) -> None:
         options = self.options
         labels = {NODE_LABEL: "true", **({REGION: options.region} if options.region else {})}
+        try:
+            async with asyncio.timeout(options.lease_seconds / 3):
+                await self._hold.take(labels=labels, annotations={URL: options.url, MACHINE: options.machine})
+        except (Unavailable, TimeoutError) as error:
+            _log.warning("lease.late", node=options.node, why=repr(error))
+
+    async def _keep_fence(self) -> None:
+        """By a clock of its own: a renewal that hangs must not hold up the freezing."""
         while True:
-            try:
-                async with asyncio.timeout(options.lease_seconds / 3):
-                    await self._hold.take(labels=labels, annotations={URL: options.url, MACHINE: options.machine})
-            except (Unavailable, TimeoutError, OSError):
-                pass
             await self._fence()
-            await asyncio.sleep(options.lease_seconds / 6)
+            await asyncio.sleep(self.options.lease_seconds / 24)
 
     async def _fence(self) -> None:
-        """Freeze what is leased when the lease is about to run out; let it run again once it is renewed."""
-        late = time.monotonic() - self._hold.renewed > self._hold.seconds * FENCE
-        if late == self._fenced:
-            return
-        for pod in list(self.pods.objects.values()):
-            if state_of(pod) == LEASED and is_there(pod):
+        """Freeze what is leased when the lease is about to run out; let it run again once it is renewed.
+
+        What could not be frozen or thawed is tried again each time.
+        """
+        leased = {pod["metadata"]["uid"]: pod for pod in self.pods.objects.values()
+                  if state_of(pod) == LEASED and is_there(pod)}  # fmt: skip
+        self._fenced &= leased.keys()
+        if time.monotonic() - self._hold.renewed > self._hold.seconds * FENCE:
+            for uid in leased.keys() - self._fenced:
                 with contextlib.suppress(ThawboxError):
-                    act = self._nodes.freeze if late else self._nodes.acquire
-                    if late or await self._is_still_ours(pod):
-                        await act(self.options.own, pod["metadata"]["uid"])
-        self._fenced = late
+                    await self._nodes.freeze(self.options.own, uid)
+                    self._fenced.add(uid)
+                    _log.warning("fence.frozen", pod=leased[uid]["metadata"]["name"])
+            return
+        for uid in list(self._fenced):
+            with contextlib.suppress(Unavailable):
+                if await self._is_still_ours(leased[uid]):
+                    with contextlib.suppress(NotFound):
+                        await self._nodes.acquire(self.options.own, uid)
+                self._fenced.discard(uid)
+                _log.info("fence.lifted", pod=leased[uid]["metadata"]["name"])
 
     async def _is_still_ours(self, pod: Json) -> bool:
         """Whether the claim of a pod was not brought back elsewhere meanwhile."""
@@ -154,20 +180,23 @@ class Agent:
         """One round over the pods of this node."""
         placed = {one["pod"]: one for one in await self._nodes.placed(self.options.own)}
         pods = {pod["metadata"]["uid"]: pod for pod in self.pods.objects.values()}
-        for uid in placed.keys() - pods.keys():
-            await self._nodes.empty(self.options.own, uid)
-        for uid, pod in pods.items():
-            held = placed.get(uid)
-            if not is_there(pod):
-                if held is not None:
-                    await self._nodes.empty(self.options.own, uid)
-            elif self._is_to_recover(pod):
-                await self._recover(pod)
-            elif state_of(pod) == EMPTY:
-                await self._park(pod)
-            elif state_of(pod) == PARKED:
-                await self._check(pod, held)
+        for uid in placed.keys() | pods.keys():
+            try:
+                await self._tend(uid, pods.get(uid), placed.get(uid))
+            except ThawboxError as error:  # one pod's trouble is not the others'; the next look tries again
+                _log.warning("tend.failed", pod=uid, code=error.code, why=str(error))
         await self._replicate()
+
+    async def _tend(self, uid: str, pod: Json | None, held: Json | None) -> None:
+        if pod is None or not is_there(pod):
+            if held is not None:
+                await self._nodes.empty(self.options.own, uid)
+        elif self._is_to_recover(pod):
+            await self._recover(pod)
+        elif state_of(pod) == EMPTY:
+            await self._park(pod)
+        elif state_of(pod) == PARKED:
+            await self._check(pod, held)
 
     async def _park(self, pod: Json) -> None:
         golden, pid = self._golden(pod), self._pid_of(pod)
@@ -202,7 +231,11 @@ class Agent:
         stale = golden is not None and notes_of(pod).get(SNAPSHOT) != golden["snapshot"]
         if not stale and held is not None and held["state"] == "frozen":
             return
-        now = await self._kube.get(PODS, pod["metadata"]["name"])  # a thaw may be a lease that we have not heard of
+        try:  # a thaw may be a lease that we have not heard of, a death the end of the pod
+            now = await self._kube.get(PODS, pod["metadata"]["name"])
+        except NotFound:
+            self.pods.forget(pod["metadata"]["name"])
+            return
         if state_of(now) != PARKED:
             self.pods.seen(now)
             return
@@ -226,9 +259,16 @@ class Agent:
             if not every or not store or status.get("phase") != "Bound":
                 continue
             last = read(status["snapshot"]["at"]) if status.get("snapshot") else 0.0
-            if time.time() - last >= float(every):
-                with contextlib.suppress(NotFound, Conflict):
-                    await self._replicate_one(pod, claim, store)
+            uid = pod["metadata"]["uid"]
+            if time.time() - last < float(every) or time.monotonic() < self._not_before.get(uid, 0.0):
+                continue
+            try:
+                await self._replicate_one(pod, claim, store)
+            except ThawboxError as error:
+                self._not_before[uid] = time.monotonic() + RETRY_SECONDS
+                _log.warning("replicate.failed", pod=pod["metadata"]["name"], code=error.code, why=str(error))
+            else:
+                self._not_before.pop(uid, None)
 
     async def _replicate_one(self, pod: Json, claim: Json, store: str) -> None:
         at = written(time.time())
