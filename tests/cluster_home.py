@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from kube.server import Server
-from kube.storage import Storage, merge
+from kube.storage import Refusal, Storage, merge
 from placeholders import Placeholder, a_placeholder
 from thawbox.cluster.crds import POOL_LABEL, crds
 
 THAWBOX = Path(sys.executable).parent / "thawbox"
 NAMESPACE = "thawbox"
+LOG_LINES = 40
 Json = dict[str, Any]
 
 
@@ -32,6 +33,7 @@ class Running:
 
     process: subprocess.Popen[str]
     said: Json
+    log: Path
 
     def kill(self) -> None:
         self.process.kill()
@@ -55,6 +57,10 @@ class Cluster:
         self._undo = undo
         self.nodes: dict[str, ClusterNode] = {}
         self.placeholders: dict[str, Placeholder] = {}
+        self._started: list[Running] = []
+        self._lock = threading.Lock()
+        """Placeholders and nodes: the kubelet's thread and the test's both start and end them."""
+        self._failure: BaseException | None = None
         self._stacks: dict[str, ExitStack] = {}
         self._kubelet = threading.Thread(target=self._tend_pods, name="kubelet")
         self._ended = threading.Event()
@@ -75,7 +81,8 @@ class Cluster:
     def start(self, *arguments: str, home: Path | None = None) -> Running:
         """`thawbox ARGUMENTS --json`, ready."""
         environment = {**os.environ, **({"THAWBOX_HOME": str(home)} if home else {})}
-        log = (self._scratch / f"{'-'.join(arguments[:2])}-{len(list(self._scratch.iterdir()))}.log").open("w")
+        path = self._scratch / f"{len(self._started)}-{'-'.join(one for one in arguments[:2] if one[:2] != '--')}.log"
+        log = path.open("w")
         process = subprocess.Popen(
             [str(THAWBOX), *arguments, "--json", "--verbose"],
             stdout=subprocess.PIPE,
@@ -86,33 +93,39 @@ class Cluster:
         self._undo.callback(_end_process, process, log)
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert line, Path(log.name).read_text()
-        return Running(process, json.loads(line))
+        assert line, path.read_text()
+        self._started.append(Running(process, json.loads(line), path))
+        return self._started[-1]
 
-    def add_node(self, name: str, *, region: str = "a", lease: float = 4.0) -> ClusterNode:
-        """A node: `thawbox serve` and its agent."""
+    def add_node(self, name: str, *, region: str = "a", lease: float = 10.0) -> ClusterNode:
+        """A node: `thawbox serve` and its agent; one that was killed comes back to the home that it had.
+
+        Its lease is as long as the agent may get no CPU on a busy machine.
+        """
         home = self._scratch / name
         home.mkdir(mode=0o700, exist_ok=True)
         if not (home / "rootfs").exists():
             (home / "rootfs").symlink_to(self._rootfs)
-        node = self.nodes[name] = ClusterNode(name, home)
+        node = ClusterNode(name, home)
         node.processes.append(self.start("serve", home=home))
         url = f"unix://{home / 'serve.sock'}"
         node.processes.append(self.start(
             "cluster", "node-agent", "--server", self.server.url, "--node", name, "--url", url, "--region", region,
             "--lease-seconds", str(lease), "--look-every", "0.2", home=home,
         ))  # fmt: skip
+        self.nodes[name] = node
+        self._bell.set()
         return node
 
     def kill_node(self, name: str) -> None:
         """Power off: its processes, its placeholders, and nobody says goodbye."""
-        node = self.nodes.pop(name)
-        for one in reversed(node.processes):
-            one.kill()
-        for pod in self.objects("pods"):
-            if pod["spec"].get("nodeName") == name and pod["metadata"]["uid"] in self._stacks:
-                self._stacks.pop(pod["metadata"]["uid"]).close()
-                self.placeholders.pop(pod["metadata"]["uid"])
+        with self._lock:
+            node = self.nodes.pop(name)
+            for one in reversed(node.processes):
+                one.kill()
+            for pod in self.objects("pods"):
+                if pod["spec"].get("nodeName") == name:
+                    self._end_placeholder(pod["metadata"]["uid"])
 
     def dispatcher(self, *more: str) -> Running:
         return self.start(
@@ -143,53 +156,70 @@ class Cluster:
         return next((one for one in self.objects(plural) if one["metadata"]["name"] == name), {})
 
     def delete(self, plural: str, name: str) -> None:
-        self.server.call(lambda storage: storage.delete(
-            storage.resource("thawbox.dev", "v1alpha1", plural), NAMESPACE, name, {}
-        ))  # fmt: skip
+        group, version = ("", "v1") if plural == "pods" else ("thawbox.dev", "v1alpha1")
+        self._change(lambda storage: storage.delete(storage.resource(group, version, plural), NAMESPACE, name, {}))
 
     def until(self, condition: Callable[[], Any], what: str, *, timeout: float = 90) -> Any:
-        """What `condition` gives once that is true; it is asked after each change of any object."""
-        changed: queue.SimpleQueue[None] = queue.SimpleQueue()
-        wake = lambda: changed.put(None)  # noqa: E731
-        self.server.call(lambda storage: storage.watchers.append(wake))
+        """What `condition` gives once that is true; it is asked after changes of any object."""
+        changed = threading.Event()
+        self.server.call(lambda storage: storage.watchers.append(changed.set))
         try:
-            import time
-
             deadline = time.monotonic() + timeout
             while not (found := condition()):
-                try:
-                    changed.get(timeout=max(0.0, deadline - time.monotonic()))
-                except queue.Empty:
-                    raise AssertionError(f"{what} did not come to be: {self.summary()}") from None
+                if self._failure is not None:
+                    raise AssertionError(f"{what} cannot come to be: the kubelet failed") from self._failure
+                assert changed.wait(deadline - time.monotonic()), f"{what} did not come to be in {timeout:g} s"
+                changed.clear()
             return found
         finally:
-            self.server.call(lambda storage: storage.watchers.remove(wake))
+            self.server.call(lambda storage: storage.watchers.remove(changed.set))
 
     def summary(self) -> str:
-        kinds = ("templates", "pools", "claims", "pods", "leases")
-        rows = [(one["kind"], one["metadata"], one.get("status")) for plural in kinds for one in self.objects(plural)]
-        logs = [f"{path.name}: {path.read_text()[-6000:]}" for path in self._scratch.glob("*.log")]
-        return "\n".join(map(str, [*rows, *logs]))
+        """What there is now, an object a line, and the last words of every process: told of each test that fails."""
+        told = [f"{self.server.watches} watches"]
+        for plural in ("templates", "pools", "claims", "pods", "leases"):
+            told += [_as_row(one) for one in self.objects(plural)]
+        for one in self._started:
+            status = one.process.poll()
+            told.append(f"--- {one.log.name}: {'runs' if status is None else f'ended with {status}'}")
+            told += one.log.read_text().splitlines()[-LOG_LINES:]
+        return "\n".join(told)
 
     # --- the kubelet and the scheduler ------------------------------------------------------------------------
 
     def _tend_pods(self) -> None:
-        while not self._ended.is_set():
-            self._bell.wait()
-            self._bell.clear()
-            for pod in self.objects("pods"):
-                if self._ended.is_set():
-                    return
-                self._tend_pod(pod)
+        try:
+            while not self._ended.is_set():
+                self._bell.wait()
+                self._bell.clear()
+                pods = self.objects("pods")
+                with self._lock:
+                    for uid in self._stacks.keys() - {pod["metadata"]["uid"] for pod in pods}:
+                        self._end_placeholder(uid)  # deleted by force
+                for pod in pods:
+                    with self._lock:
+                        if self._ended.is_set():
+                            return
+                        self._tend_pod(pod)
+        except BaseException as failure:
+            self._failure = failure
+            raise
+
+    def _end_placeholder(self, uid: str) -> None:
+        stack = self._stacks.pop(uid, None)
+        if stack is not None:
+            self.placeholders.pop(uid)
+            stack.close()
 
     def _tend_pod(self, pod: Json) -> None:
         meta, node = pod["metadata"], pod["spec"].get("nodeName", "")
         uid = meta["uid"]
         if "deletionTimestamp" in meta and node in (*self.nodes, ""):
-            if uid in self._stacks:
-                self.placeholders.pop(uid)
-                self._stacks.pop(uid).close()
-            self._change(lambda storage, of: storage.delete(of, NAMESPACE, meta["name"], {"gracePeriodSeconds": 0}))
+            self._end_placeholder(uid)
+            at_once = {"gracePeriodSeconds": 0}
+            self._change(
+                lambda storage: storage.delete(storage.resource("", "v1", "pods"), NAMESPACE, meta["name"], at_once)
+            )
         elif not node and self.nodes and POOL_LABEL in meta.get("labels", {}):
             load = {name: 0 for name in self.nodes}
             for other in self.objects("pods"):
@@ -198,33 +228,44 @@ class Cluster:
             chosen = min(load, key=lambda name: (load[name], name))
             self._patch(meta["name"], {"spec": {"nodeName": chosen}}, "")
         elif node in self.nodes and uid not in self._stacks and "deletionTimestamp" not in meta:
-            stack = self._stacks[uid] = ExitStack()
+            stack = ExitStack()
             self.placeholders[uid] = stack.enter_context(a_placeholder(meta["name"], uid=uid))
+            self._stacks[uid] = stack
             started = {"name": "placeholder", "ready": True, "restartCount": 0, "image": "", "imageID": "",
                        "containerID": f"standin://placeholder-{uid}", "state": {"running": {}}}  # fmt: skip
             self._patch(meta["name"], {"status": {"phase": "Running", "podIP": "127.0.0.1",
                                                   "containerStatuses": [started]}}, "status")  # fmt: skip
-        elif uid in self._stacks and node not in self.nodes:
-            return
 
     def _patch(self, name: str, patch: Json, sub: str) -> None:
-        def change(storage: Storage, of: Any) -> None:
+        def change(storage: Storage) -> None:
+            of = storage.resource("", "v1", "pods")
             old = storage.get(of, NAMESPACE, name)
             storage.update(of, NAMESPACE, name, merge(old, patch), sub)
 
         self._change(change)
 
-    def _change(self, act: Callable[[Storage, Any], Any]) -> None:
-        from kube.storage import Refusal
+    def _change(self, act: Callable[[Storage], Any]) -> None:
+        """Do it, unless what it is about has gone."""
 
         def tried(storage: Storage) -> None:
             try:
-                act(storage, storage.resource("", "v1", "pods"))
+                act(storage)
             except Refusal as gone:
                 if gone.code != 404:
                     raise
 
         self.server.call(tried)
+
+
+def _as_row(one: Json) -> str:
+    meta, status = one["metadata"], one.get("status", {})
+    labels = {name.partition("/")[2]: text for name, text in meta.get("labels", {}).items() if "thawbox" in name}
+    notes = {name.partition("/")[2]: text for name, text in (meta.get("annotations") or {}).items()
+             if "machine" not in name and "kopf" not in name}  # fmt: skip
+    shown = {name: value for name, value in status.items() if name not in ("machine", "history", "containerStatuses")}
+    shown["conditions"] = [f"{each['type']}={each['status']}" for each in status.get("conditions", [])]
+    going = " GOING" if "deletionTimestamp" in meta else ""
+    return f"{one['kind']} {meta['name']}{going} on {one.get('spec', {}).get('nodeName', '-')} {labels} {notes} {shown}"
 
 
 def _end_process(process: subprocess.Popen[str], log: Any) -> None:

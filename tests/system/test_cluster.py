@@ -1,9 +1,11 @@
-"""A whole cluster: dispatcher, nodes and agents are processes, clones are real; only the API server is simulated."""
+"""A whole cluster: dispatcher, nodes and agents are processes, clones are real; only the API server is simulated.
+
+The cluster is made once; whatever a test did to it, the next one has two nodes, a pool that is full, and no claims.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,16 +15,16 @@ from typing import Any
 import pytest
 
 from cluster_home import Cluster, a_cluster
+from thawbox.cluster.state import is_there
 from thawbox.config import load_settings
 from thawbox.node import Node
 
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("THAWBOX_CLUSTER_TESTS"),
-    reason="THAWBOX_CLUSTER_TESTS is not set: these sometimes hang after other tests, for a cause not found yet",
-)
+pytestmark = pytest.mark.timeout(600)
 
 WORKLOADS = Path(__file__).parents[1] / "workloads"
 PORT = 8000
+NAMES = ("n1", "n2")
+CLAIM: dict[str, Any] = {"pool": "tiny", "timeout": 120}
 
 
 @pytest.fixture(scope="module")
@@ -46,23 +48,41 @@ def cluster(scratch: Path, rootfs_cache: Path) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def two_nodes(cluster: Cluster, scratch: Path) -> dict[str, Any]:
-    """Two nodes, a dispatcher, and a pool whose clones are parked on both."""
+def pooled(cluster: Cluster, scratch: Path) -> dict[str, Any]:
+    """Two nodes, a dispatcher, and a pool of clones of a template."""
     store = scratch / "store"
     store.mkdir()
-    for name in ("n1", "n2"):
+    for name in NAMES:
         cluster.add_node(name)
     dispatcher = cluster.dispatcher()
     mounts = [{"source": str(WORKLOADS), "target": "/workloads", "read_only": True}]
     spec = {"command": ["python3", "/workloads/tiny.py"], "mounts": mounts, "ready": f"tcp:{PORT}"}
     cluster.apply("templates", "tiny", {"sandbox": spec, "store": f"file://{store}", "captureSeconds": 120})
     cluster.apply("pools", "tiny", {"template": "tiny", "low": 4, "high": 6, "limit": 12})
-    cluster.until(lambda: parked_nodes(cluster) == {"n1", "n2"}, "clones parked on both nodes")
     return {"dispatcher": dispatcher}
 
 
+@pytest.fixture
+def two_nodes(cluster: Cluster, pooled: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Two nodes, the dispatcher, and at least four clones that are parked on both. No claim is left after the test."""
+    killed = [name for name in NAMES if name not in cluster.nodes]
+    for name in killed:
+        cluster.add_node(name)
+    for pod in parked(cluster) if killed else []:  # nobody moves what is parked to a node that comes back
+        cluster.delete("pods", pod["metadata"]["name"])
+    cluster.until(lambda: len(parked(cluster)) >= 4 and parked_nodes(cluster) == set(NAMES), "clones on both nodes")
+    yield pooled
+    for claim in cluster.objects("claims"):
+        cluster.delete("claims", claim["metadata"]["name"])
+    cluster.until(lambda: not any(is_there(one) for one in in_state(cluster, "leased")), "the end of what was leased")
+
+
+def in_state(cluster: Cluster, state: str) -> list[dict[str, Any]]:
+    return [one for one in cluster.objects("pods") if one["metadata"]["labels"]["thawbox.dev/state"] == state]
+
+
 def parked(cluster: Cluster) -> list[dict[str, Any]]:
-    return [one for one in cluster.objects("pods") if one["metadata"]["labels"]["thawbox.dev/state"] == "parked"]
+    return [one for one in in_state(cluster, "parked") if is_there(one)]
 
 
 def parked_nodes(cluster: Cluster) -> set[str]:
@@ -72,7 +92,7 @@ def parked_nodes(cluster: Cluster) -> set[str]:
 def ask(url: str, path: str, body: dict[str, Any] | None = None, method: str = "") -> dict[str, Any]:
     given = json.dumps(body).encode() if body is not None else None
     request = urllib.request.Request(url + path, given, {"Content-Type": "application/json"}, method=method or None)
-    with urllib.request.urlopen(request, timeout=90) as answer:
+    with urllib.request.urlopen(request, timeout=150) as answer:
         found: dict[str, Any] = json.loads(answer.read() or b"{}")
     return found
 
@@ -95,13 +115,12 @@ def test_concurrent_claims_are_bound_to_parked_clones_that_nobody_shares(
     cluster: Cluster, two_nodes: dict[str, Any]
 ) -> None:
     url = two_nodes["dispatcher"].said["url"]
-    cluster.until(lambda: len(parked(cluster)) >= 4 and parked_nodes(cluster) == {"n1", "n2"}, "a clone for each claim")
     created = len(cluster.server.call(lambda storage: storage.creations))
     with ThreadPoolExecutor(4) as threads:
-        claims = list(threads.map(lambda _: ask(url, "/v1/claims", {"pool": "tiny", "timeout": 60}), range(4)))
+        claims = list(threads.map(lambda _: ask(url, "/v1/claims", CLAIM), range(4)))
     assert {one["state"] for one in claims} == {"bound"}
     assert len({one["pod"] for one in claims}) == len({one["sandbox"]["id"] for one in claims}) == 4
-    assert {one["node"] for one in claims} == {"n1", "n2"}  # spread
+    assert {one["node"] for one in claims} == set(NAMES)  # spread
     told = [told_by(cluster, one) for one in claims]
     assert len({nonce for nonce, _, _ in told}) == 1  # each goes on with the golden memory: none was started
     assert len({machine for _, _, machine in told}) == 4
@@ -119,10 +138,10 @@ def test_a_restarted_dispatcher_has_lost_nothing_and_serves_who_came_meanwhile(
     cluster: Cluster, two_nodes: dict[str, Any]
 ) -> None:
     url = two_nodes["dispatcher"].said["url"]
-    kept = ask(url, "/v1/claims", {"pool": "tiny", "timeout": 60})
+    kept = ask(url, "/v1/claims", CLAIM)
     nonce = told_by(cluster, kept)
     two_nodes["dispatcher"].kill()
-    cluster.apply("claims", "meanwhile", {"pool": "tiny", "timeout": 120})
+    cluster.apply("claims", "meanwhile", CLAIM)
     two_nodes["dispatcher"] = cluster.dispatcher()
     url = two_nodes["dispatcher"].said["url"]
     cluster.until(lambda: cluster.get("claims", "meanwhile").get("status", {}).get("phase") == "Bound",
@@ -136,13 +155,12 @@ def test_a_restarted_dispatcher_has_lost_nothing_and_serves_who_came_meanwhile(
 
 def test_a_killed_nodes_claim_comes_back_on_the_other_as_itself(cluster: Cluster, two_nodes: dict[str, Any]) -> None:
     url = two_nodes["dispatcher"].said["url"]
-    cluster.until(lambda: parked_nodes(cluster) == {"n1", "n2"}, "clones parked on both nodes")
-    claim = ask(url, "/v1/claims", {"pool": "tiny", "timeout": 60, "checkpoint_every": 3600})
+    claim = ask(url, "/v1/claims", {**CLAIM, "checkpoint_every": 3600})
     before = told_by(cluster, claim)
     cluster.until(lambda: cluster.get("claims", claim["id"])["status"].get("snapshot"), "a replicated snapshot")
-    other = ({"n1", "n2"} - {claim["node"]}).pop()
+    other = (set(NAMES) - {claim["node"]}).pop()
     cluster.until(lambda: other in parked_nodes(cluster), "a clone parked on the other node")
-    unreplicated = ask(url, "/v1/claims", {"pool": "tiny", "timeout": 60})
+    unreplicated = ask(url, "/v1/claims", CLAIM)
     cluster.kill_node(claim["node"])
     cluster.until(lambda: cluster.get("claims", claim["id"])["status"].get("recoveries") == 1, "the recovery")
     after = ask(url, f"/v1/claims/{claim['id']}")
