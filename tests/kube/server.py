@@ -24,6 +24,7 @@ class Server:
         self.refuse_next: list[int] = []
         """Statuses that the next requests are answered with, whatever they ask."""
         self.watches = 0
+        self._held: dict[str, asyncio.Event] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="kube-server")
         self._bells: set[asyncio.Event] = set()
@@ -54,6 +55,24 @@ class Server:
         """End every watch that runs, as a load balancer does."""
         self._run(self._cut_all())
 
+    def hold(self, *plurals: str) -> None:
+        """Answer no list and tell no watch of these kinds, until `let_go`."""
+        self.call(lambda _: self._held.update({plural: asyncio.Event() for plural in plurals}))
+
+    def let_go(self) -> None:
+        """What was held back goes on."""
+
+        def release(_: Storage) -> None:
+            for event in self._held.values():
+                event.set()
+            self._held.clear()
+
+        self.call(release)
+
+    async def _wait_held(self, resource: Resource) -> None:
+        if resource.plural in self._held:
+            await self._held[resource.plural].wait()
+
     def _run(self, work: Awaitable[Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)  # type: ignore[arg-type]
 
@@ -67,6 +86,8 @@ class Server:
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
 
     async def _stop(self) -> None:
+        for event in self._held.values():
+            event.set()
         await self._cut_all()
         await self._runner.cleanup()
 
@@ -103,6 +124,7 @@ class Server:
         if not name and request.method == "GET":
             if request.query.get("watch") in ("true", "1"):
                 return await self._watch(request, resource, namespace)
+            await self._wait_held(resource)
             return web.json_response(self._list(request, resource, namespace))
         body = json.loads(await request.text() or "{}")
         return self._one(request, resource, namespace, name, sub, body)
@@ -166,6 +188,7 @@ class Server:
         try:
             while (left := end - self._loop.time()) > 0:
                 bell.clear()
+                await self._wait_held(resource)
                 sent = after
                 for version, of, kind, new, old in [one for one in self.storage.history if one[0] > after]:
                     after = version

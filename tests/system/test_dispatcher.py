@@ -1,0 +1,243 @@
+"""A real dispatcher in this process; the API server is simulated, and a stand-in for GKE restores the pods."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import yaml
+
+from gke_world import GKE_KINDS, POD, UUID, Gke
+from kube.server import Server
+from thawbox.cluster.binding import Binding, phase_of
+from thawbox.cluster.claims_app import create_app
+from thawbox.cluster.crds import MACHINE, NODE_LABEL, crds
+from thawbox.cluster.dispatcher import Dispatcher, Options, dispatching
+from thawbox.cluster.gke import GkeBackend
+from thawbox.cluster.holding import Hold
+from thawbox.cluster.kube import CLAIMS, DEFINITIONS, PODS, POOLS, TEMPLATES, Kube, connected
+from thawbox.cluster.nodes import Nodes
+from thawbox.cluster.recovery import Recovery
+from thawbox.cluster.state import State, is_there, leased_by
+from thawbox.store.compat import Compat
+
+Json = dict[str, Any]
+PATIENCE = 60.0
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        yield running
+
+
+@dataclass
+class World:
+    """A cluster with GKE's back end; `dispatch` starts one more dispatcher."""
+
+    server: Server
+    kube: Kube
+    stack: AsyncExitStack
+
+    async def dispatch(self, identity: str = "one") -> Dispatcher:
+        kube = await self.stack.enter_async_context(connected(namespace="default", server=self.server.url))
+        nodes = await self.stack.enter_async_context(Nodes())
+        return await self.stack.enter_async_context(dispatching(kube, nodes, Options(identity, look_every=0.05)))
+
+    async def make_pool(self, **marks: int) -> None:
+        """A template that is captured, and a pool of it."""
+        spec = {"backend": "gke", "pod": POD, "policy": "golden-policy"}
+        await self.kube.create(TEMPLATES, {"metadata": {"name": "golden"}, "spec": spec})
+        status = {"phase": "Ready", "snapshot": UUID, "observedGeneration": 1}
+        await self.kube.patch(TEMPLATES, "golden", {"status": status}, sub="status")
+        await self.kube.create(POOLS, {"metadata": {"name": "web"}, "spec": {"template": "golden", **marks}})
+
+    async def claim(self, name: str) -> Json:
+        return await self.kube.create(CLAIMS, {"metadata": {"name": name}, "spec": {"pool": "web", "timeout": 300}})
+
+    async def hold(self, *plurals: str) -> None:
+        await asyncio.to_thread(self.server.hold, *plurals)
+
+    async def let_go(self) -> None:
+        await asyncio.to_thread(self.server.let_go)
+
+
+def run(server: Server, act: Callable[[World], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        async with a_world(server) as world:
+            await act(world)
+
+    asyncio.run(asyncio.wait_for(whole(), 120))
+
+
+@asynccontextmanager
+async def a_world(server: Server) -> AsyncGenerator[World]:
+    async with AsyncExitStack() as stack:
+        kube = await stack.enter_async_context(connected(namespace="default", server=server.url))
+        for one in (*crds(), *yaml.safe_load_all(GKE_KINDS.read_text())):
+            await kube.create(DEFINITIONS, one)
+        task = asyncio.create_task(Gke(kube).run())
+        stack.callback(task.cancel)
+        yield World(server, kube, stack)
+
+
+async def decided(dispatcher: Dispatcher, name: str) -> str:
+    """The phase of a claim once it is no longer open."""
+    claims = dispatcher.state.claims
+    assert await claims.wait(
+        lambda: name in claims.objects and phase_of(claims.objects[name]) in ("Bound", "Failed"), timeout=PATIENCE
+    )
+    return phase_of(claims.objects[name])
+
+
+async def parked(dispatcher: Dispatcher, count: int) -> None:
+    assert await dispatcher.state.pods.wait(lambda: dispatcher.state.fleet.parked("web") >= count, timeout=PATIENCE)
+
+
+def test_a_claim_that_came_while_no_dispatcher_ran_waits_for_lists_that_are_answered_later(server: Server) -> None:
+    async def act(world: World) -> None:
+        await world.make_pool()
+        await world.claim("early")
+        await world.hold("pools", "templates", "pods")
+        dispatcher = await world.dispatch()
+        await dispatcher.state.claims.listed.wait()
+        await world.claim("later")
+        claims = dispatcher.state.claims
+        assert await claims.wait(lambda: "later" in claims.objects, timeout=PATIENCE)
+        await world.let_go()
+        assert [await decided(dispatcher, name) for name in ("early", "later")] == ["Bound", "Bound"]
+
+    run(server, act)
+
+
+def test_a_claim_that_is_heard_of_before_its_pool_is_not_refused(server: Server) -> None:
+    async def act(world: World) -> None:
+        dispatcher = await world.dispatch()
+        await dispatcher.ready.wait()
+        await world.hold("pools", "templates")
+        await world.make_pool()
+        await world.claim("quick")
+        assert await decided(dispatcher, "quick") == "Bound"
+        await world.let_go()
+        await world.kube.create(CLAIMS, {"metadata": {"name": "wrong"}, "spec": {"pool": "none"}})
+        assert await decided(dispatcher, "wrong") == "Failed"
+        assert dispatcher.state.claims.objects["wrong"]["status"]["reason"] == "NoSuchPool"
+
+    run(server, act)
+
+
+def test_two_dispatchers_never_hand_out_the_same_clone(server: Server) -> None:
+    async def act(world: World) -> None:
+        await world.make_pool(low=8, high=12, limit=40)
+        one, two = await world.dispatch("one"), await world.dispatch("two")
+        await parked(one, 8)
+        await parked(two, 8)
+        names = [f"c{number}" for number in range(8)]
+        await asyncio.gather(*(world.claim(name) for name in names))
+        for dispatcher in (one, two):
+            assert [await decided(dispatcher, name) for name in names] == ["Bound"] * 8
+        claims = {claim["metadata"]["uid"]: claim for claim in (await world.kube.list(CLAIMS))["items"]}
+        assert len({claim["status"]["pod"] for claim in claims.values()}) == 8
+
+        def settled() -> bool:  # where both took one for a claim, the other one's is gone in the end
+            pods = [pod for pod in one.state.pods.objects.values() if is_there(pod) and leased_by(pod)]
+            return sorted(pod["metadata"]["name"] for pod in pods) == sorted(
+                claim["status"]["pod"] for claim in claims.values()
+            )
+
+        assert await one.state.pods.wait(settled, timeout=PATIENCE)
+        for pod in (await world.kube.list(PODS))["items"]:
+            if is_there(pod) and leased_by(pod):
+                assert claims[leased_by(pod)]["status"]["pod"] == pod["metadata"]["name"]
+
+    run(server, act)
+
+
+def test_who_is_turned_away_is_told_why_and_when_to_come_again(server: Server) -> None:
+    async def act(world: World) -> None:
+        await world.make_pool(low=1, high=1, limit=1)
+        dispatcher = await world.dispatch()
+        await parked(dispatcher, 1)
+        app = create_app(dispatcher, token="")
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://dispatcher", timeout=PATIENCE
+        ) as client:
+            first = await client.post("/v1/claims", json={"pool": "web"})
+            assert (first.status_code, first.json()["state"]) == (201, "bound")
+            full = await client.post("/v1/claims", json={"pool": "web"})
+            assert (full.status_code, full.json()["code"]) == (429, "unavailable.pool_exhausted")
+            assert int(full.headers["retry-after"]) >= 1
+            await world.kube.patch(POOLS, "web", {"spec": {"limit": 2, "mostWaiting": 0}})
+            pools = dispatcher.state.pools
+            assert await pools.wait(lambda: pools.objects["web"]["spec"]["limit"] == 2, timeout=PATIENCE)
+            await parked(dispatcher, 1)
+            second = await client.post("/v1/claims", json={"pool": "web"})
+            assert second.status_code == 201
+            await world.kube.patch(POOLS, "web", {"spec": {"limit": 3, "low": 0, "high": 0}})
+            assert await pools.wait(lambda: pools.objects["web"]["spec"]["limit"] == 3, timeout=PATIENCE)
+            crowded = await client.post("/v1/claims", json={"pool": "web"})
+            assert (crowded.status_code, crowded.json()["code"]) == (429, "unavailable.too_many_waiting")
+            assert int(crowded.headers["retry-after"]) >= 1
+            missing = await client.post("/v1/claims", json={"pool": "none"})
+            assert (missing.status_code, "retry-after" in missing.headers) == (404, False)
+            left = {one["id"] for one in (await client.get("/v1/claims")).json()["claims"]}
+            assert left == {first.json()["id"], second.json()["id"]}  # a refused claim leaves no record
+
+    run(server, act)
+
+
+def test_a_dispatcher_that_heard_nothing_calls_no_node_lost_that_renewed_its_lease(server: Server) -> None:
+    machine = msgspec.json.encode(Compat("x86_64", "6.8.0", "criu 4.2.1")).decode()
+
+    async def act(world: World) -> None:
+        time = [1000.0]
+        lease = Hold(world.kube, "node-n1", "n1", seconds=15, clock=lambda: time[0], now=lambda: time[0])
+
+        async def renew() -> None:
+            assert await lease.take(labels={NODE_LABEL: "true"}, annotations={MACHINE: machine})
+
+        await renew()
+        async with running_state(world.kube, lambda: time[0]) as (state, look_by):
+            await world.hold("leases")  # our watch is silent
+            time[0] += 100
+            await renew()
+            await look_by(world.kube).lose_silent()
+            assert (state.lost, "n1" in state.fleet) == (set(), True)
+            time[0] += 100
+            async with connected(namespace="default", server="http://127.0.0.1:1") as nobody:
+                await look_by(nobody).lose_silent()  # nobody answers: the silence is ours
+            assert (state.lost, state.silent()) == (set(), {})
+            time[0] += 100
+            await look_by(world.kube).lose_silent()  # the node's own
+            assert (state.lost, "n1" in state.fleet) == ({"n1"}, False)
+            await renew()
+            await world.let_go()
+            assert await state.leases.wait(lambda: "n1" in state.fleet, timeout=PATIENCE)
+
+    run(server, act)
+
+
+@asynccontextmanager
+async def running_state(
+    kube: Kube, clock: Callable[[], float]
+) -> AsyncGenerator[tuple[State, Callable[[Kube], Recovery]]]:
+    """What a dispatcher knows, by this clock, once it has listed; and its recovery, which asks any API server."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            state = State(kube, clock=clock)
+            binding = Binding(kube, state, lambda _: GkeBackend(kube), tasks)
+            await state.run(tasks)
+            yield state, lambda asked: Recovery(asked, state, binding, tasks, now=clock)
+            raise _Ended  # noqa: TRY301 - the way to cancel a group's tasks
+    except* _Ended:
+        pass
+
+
+class _Ended(Exception):
+    """The block is over."""
