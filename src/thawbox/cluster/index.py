@@ -84,8 +84,13 @@ class Index:
         return condition()
 
     async def _list(self) -> None:
-        found = await self._kube.list(self.kind, labels=self._labels, fields=self._fields)
+        self.take_list(await self._kube.list(self.kind, labels=self._labels, fields=self._fields))
         self.lists += 1
+        self.listed.set()
+        self._ring()
+
+    def take_list(self, found: Json) -> None:
+        """Take in a list: what is not in it is gone, unless it is newer than the list."""
         there = {one["metadata"]["name"]: one for one in found["items"]}
         listed = _version(found)
         for name in self.objects.keys() - there.keys():
@@ -96,8 +101,6 @@ class Index:
             if before is None or _version(one) > _version(before) or _uid(one) != _uid(before):
                 self._put(name, one)
         self._heard_up_to(found)
-        self.listed.set()
-        self._ring()
 
     def _hear(self, event: Json) -> None:
         found: Json = event["object"]
