@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import math
@@ -16,7 +15,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response, StreamingResponse
 
-from thawbox.api.operations import Act, Lane
+from thawbox.api.operations import Act, Lane, waited_for
 from thawbox.api.service import Service
 from thawbox.api.tokens import Caller
 from thawbox.errors import Busy, InvalidRequest
@@ -182,7 +181,7 @@ async def carry_out(
         where = f"/v1/operations/{operation.id}"
         headers = {"Location": where, "Preference-Applied": "respond-async"}
         return Answer(operation.shown(), status_code=202, headers=headers)
-    result = await asyncio.wrap_future(operation.done)
+    result = await waited_for(operation)
     return Response(status_code=204) if none else Answer(result, status_code=status)
 
 

@@ -158,6 +158,11 @@ class Operation:
         }  # fmt: skip
 
 
+async def waited_for(operation: Operation) -> object:
+    """The operation's result, or what it raises; whoever is cancelled here cancels nothing."""
+    return await asyncio.shield(asyncio.wrap_future(operation.done))
+
+
 class Operations:
     """The lanes of one service, and the operations that somebody was given the number of."""
 
@@ -195,9 +200,14 @@ class Operations:
             self._under_way.add(operation)
             if is_listed:
                 self._listed[operation.id] = operation
-        if is_listed:
-            self._keep(operation)
-            operation.done.add_done_callback(lambda _: self._over(operation))
+        try:
+            if is_listed:
+                self._keep(operation)
+                operation.done.add_done_callback(lambda _: self._over(operation))
+        except BaseException:  # nobody is given its number
+            self._listed.pop(operation.id, None)
+            self._ended(operation, crew)
+            raise
         operation.done.add_done_callback(lambda _: self._ended(operation, crew))
         with self._lock:
             crew.give(carried(lambda: operation.carry_out(self._now, lambda: self._changed(operation))))
