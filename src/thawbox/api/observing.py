@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from thawbox.api.logs import StepLog
 from thawbox.api.metrics import Metrics
-from thawbox.api.problems import REQUEST, problem_of
+from thawbox.api.problems import REQUEST, describe, problem_of
 from thawbox.audit import Entry
 from thawbox.errors import ThawboxError
 from thawbox.telemetry import Observer, Step, Telemetry, code_of
@@ -91,7 +91,12 @@ class Observed:
                     self._answered(scope, step, method, status, (time.perf_counter() - begun) * 1000)
                 await send(message)
 
-            await self._app(scope, receive, answer)
+            try:
+                await self._app(scope, receive, answer)
+            except Exception as error:  # a defect: whoever asked is told so outside of this layer
+                step.note(code=str(describe(error)["code"]))
+                self._answered(scope, step, method, 500, (time.perf_counter() - begun) * 1000)
+                raise
 
     def _answered(self, scope: Scope, step: Step, method: str, status: int, ms: float) -> None:
         if "status" in step.fields:  # a WebSocket says more than once that it is over
