@@ -95,7 +95,8 @@ def test_a_terminal_takes_what_is_typed_and_shows_what_comes(served: Served, das
     rows = screen.locator(".line").count()
     expect(_line(screen, rf"{rows} \d+")).to_be_visible()
 
-    page.keyboard.type("sleep 1000\n")
+    page.keyboard.type(r"sh -c 'echo st\arted; exec sleep 1000'" + "\n")
+    expect(_line(screen, "started")).to_be_visible()  # before, no group but the shell's would be told
     page.keyboard.press("Control+c")
     page.keyboard.type("echo st\\ill here\n")
     expect(_line(screen, "still here")).to_be_visible()
