@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
@@ -216,6 +215,17 @@ def test_sandboxes_come_and_go_while_the_node_group_is_removed(cgroup: Cgroup) -
         assert list(threads.map(cycle, range(4))) == [None] * 4
 
 
+def test_a_nodes_sandboxes_weigh_together_as_much_as_a_program_on_every_cpu(cgroup: Cgroup) -> None:
+    seat, cpus = cgroup.layout.seat("cpu"), os.cpu_count() or 1
+    assert seat is not None
+    file, expected = ("cpu.shares", 1024 * cpus) if seat.version == 1 else ("cpu.weight", 100 * cpus)
+    for _ in range(2):  # a group that was removed and is made again has it, too
+        cgroup.create(Limits())
+        assert int((seat.parent(cgroup.placement) / f"thawbox-{cgroup.node_tag}" / file).read_text()) == expected
+        cgroup.remove()
+        remove_node_group(cgroup.layout, cgroup.node_tag, cgroup.placement)
+
+
 def test_a_limit_the_kernel_refuses_leaves_nothing(cgroup: Cgroup) -> None:
     with pytest.raises(InvalidSpec):
         cgroup.create(Limits(pids=-5))
@@ -230,10 +240,9 @@ def test_a_fork_over_the_limit_fails_inside(cgroup: Cgroup) -> None:
 
 
 def test_creating_and_removing_leaves_no_group(cgroup: Cgroup) -> None:
-    roots = {seat.mount for name in ("memory", "cpu", "pids", "freezer") if (seat := cgroup.layout.seat(name))}
-    before = {root: set(Path(root).iterdir()) for root in roots}
     for _ in range(20):
         cgroup.create(Limits(memory=1 << 26, pids=10))
         cgroup.remove()
     remove_node_group(cgroup.layout, cgroup.node_tag, cgroup.placement)
-    assert {root: set(Path(root).iterdir()) for root in roots} == before
+    roots = {seat.mount for name in ("memory", "cpu", "pids", "freezer") if (seat := cgroup.layout.seat(name))}
+    assert not [path for root in roots for path in root.rglob(f"*{cgroup.node_tag}*")]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from thawbox.host.cgroup_layout import Placement, parse_layout
-from thawbox.host.cgroup_limits import limit_writes
+from thawbox.host.cgroup_limits import limit_writes, node_weight
 
 V2_ONLY = """\
 24 30 0:22 / /proc rw,nosuid,nodev,noexec,relatime shared:12 - proc proc rw
@@ -124,3 +124,10 @@ def test_cpu_limits_are_a_share_of_a_hundred_milliseconds() -> None:
 def test_no_limit_is_written_as_the_kernel_words_it(controller: str, version: int) -> None:
     texts = {text for _, text in limit_writes(controller, None, version=version)}
     assert texts & {"-1", "max", "max 100000"}
+
+
+def test_a_nodes_group_weighs_as_much_as_a_program_on_every_cpu_and_no_more_than_the_kernel_takes() -> None:
+    assert node_weight(version=1, cpus=4) == ("cpu.shares", "4096")
+    assert node_weight(version=2, cpus=4) == ("cpu.weight", "400")
+    assert node_weight(version=1, cpus=1000) == ("cpu.shares", "262144")
+    assert node_weight(version=2, cpus=1000) == ("cpu.weight", "10000")

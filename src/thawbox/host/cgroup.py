@@ -23,7 +23,15 @@ from pathlib import Path
 
 from thawbox.errors import SandboxNotFound, ThawboxError, Unavailable, Unsupported
 from thawbox.host.cgroup_layout import CPUACCT, FREEZER, Hierarchy, Layout, Placement
-from thawbox.host.cgroup_limits import LIMITED, LimitGroup, Limits, apply_limits, require_controllers, write_controller
+from thawbox.host.cgroup_limits import (
+    LIMITED,
+    LimitGroup,
+    Limits,
+    apply_limits,
+    node_weight,
+    require_controllers,
+    write_controller,
+)
 from thawbox.host.freezer import Freezer
 from thawbox.host.proc import open_process
 from thawbox.model import SandboxId
@@ -313,8 +321,10 @@ class Cgroup:
             except FileNotFoundError:  # the first of the node, or another command has just removed its empty group
                 if not left:
                     raise
-                with contextlib.suppress(FileExistsError):  # exist_ok fails if it goes while it is looked at
+                # exist_ok fails if it goes while it is looked at; it may go before it is weighed, too
+                with contextlib.suppress(FileExistsError, FileNotFoundError):
                     group.parent.mkdir()
+                    _weigh(hierarchy, group.parent)
             else:
                 return
 
@@ -378,6 +388,12 @@ def remove_node_group(layout: Layout, node_tag: str, placement: Placement = Plac
 def _node_parents(layout: Layout, node_tag: str, placement: Placement) -> set[Path]:
     seats = [seat for name in _CONTROLLERS if (seat := layout.seat(name))]
     return {_node_parent(seat, placement, node_tag) for seat in seats}
+
+
+def _weigh(hierarchy: Hierarchy, node_group: Path) -> None:
+    if "cpu" in hierarchy.controllers:
+        file, text = node_weight(version=hierarchy.version, cpus=os.cpu_count() or 1)
+        (node_group / file).write_text(text)
 
 
 def _enable(directory: Path, controllers: list[str]) -> None:

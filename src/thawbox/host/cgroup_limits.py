@@ -72,6 +72,15 @@ def limit_writes(controller: str, value: float | None, *, version: int) -> list[
     return _memory_writes(value, version)
 
 
+def node_weight(*, version: int, cpus: int) -> tuple[str, str]:
+    """The file of a node's group, and what to write there: its sandboxes together weigh on each of `cpus` as much as an
+    ordinary program. A new group weighs that in all: beside one busy program, a whole node would be one.
+    """
+    if version == 2:
+        return "cpu.weight", str(min(100 * cpus, 10_000))  # the kernel's most
+    return "cpu.shares", str(min(1024 * cpus, 262_144))
+
+
 def write_controller(path: Path, text: str) -> None:
     """Write to a controller's file; raises InvalidSpec saying in words why the kernel refused."""
     try:
