@@ -9,9 +9,10 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
+    from thawbox import shapes
     from thawbox.host.init_log import LogRecord
     from thawbox.host.preflight import Finding
     from thawbox.model import SnapshotId
@@ -36,21 +37,23 @@ def timestamp(moment: float | None) -> str | None:
 # Sandboxes
 
 
-def sandbox_brief(record: Record) -> dict[str, Any]:
-    """A sandbox as `ps` lists it."""
+def _sandbox(record: Record) -> shapes.SandboxSeen:
     return {
         "id": record.id,
         "name": record.name,
         "state": record.phase.value,
-        "command": list(record.spec.command),
         "created_at": timestamp(record.created_at),
         "address": record.address or None,
         "parent_snapshot": record.parent_snapshot,
-        "labels": record.spec.labels,
     }
 
 
-def sandbox_whole(context: Context, record: Record) -> dict[str, Any]:
+def sandbox_brief(record: Record) -> shapes.SandboxBrief:
+    """A sandbox as `ps` lists it."""
+    return {**_sandbox(record), "command": list(record.spec.command), "labels": record.spec.labels}
+
+
+def sandbox_whole(context: Context, record: Record) -> shapes.SandboxKnown:
     """A sandbox as `inspect` shows it: its spec, and all that is known of it now."""
     import msgspec
 
@@ -58,10 +61,8 @@ def sandbox_whole(context: Context, record: Record) -> dict[str, Any]:
     from thawbox.sandbox.observe import exit_status
 
     is_alive = record.phase in ALIVE
-    found = sandbox_brief(record)
-    del found["command"], found["labels"]
     return {
-        **found,
+        **_sandbox(record),
         "pid": _pid_of_init(record.keeper_pid) if is_alive else None,
         "cgroup": str(context.cgroup(record.id).freezer_dir) if is_alive else None,
         "hostname": record.hostname,
@@ -76,12 +77,13 @@ def sandbox_whole(context: Context, record: Record) -> dict[str, Any]:
     }
 
 
-def recoveries_of(context: Context, record: Record) -> list[dict[str, object]]:
+def recoveries_of(context: Context, record: Record) -> list[shapes.Recovery]:
     """The recoveries that brought a sandbox back, oldest first."""
     from thawbox.sandbox import recovering
 
     found = recovering.recoveries_of(context, record.id)
-    return [{**one, "at": timestamp(cast("float", one["at"]))} for one in found]
+    shown = [{**one, "at": timestamp(cast("float", one["at"]))} for one in found]
+    return cast("list[shapes.Recovery]", shown)
 
 
 def _pid_of_init(keeper: int) -> int | None:
@@ -91,28 +93,29 @@ def _pid_of_init(keeper: int) -> int | None:
     return next(iter(children(keeper)), None)
 
 
-def sandbox_state(sandbox: Sandbox) -> dict[str, object]:
+def sandbox_state(sandbox: Sandbox) -> shapes.SandboxState:
     """A sandbox after something was done to it."""
     return {"id": sandbox.id, "name": sandbox.name, "state": sandbox.state.value}
 
 
-def started(sandbox: Sandbox, create_ms: float) -> dict[str, object]:
+def started(sandbox: Sandbox, create_ms: float) -> shapes.Started:
     """A sandbox as `run` tells of it."""
     return {**sandbox_state(sandbox), "create_ms": round(create_ms, 3)}
 
 
-def sandbox_stats(sandbox: Sandbox) -> dict[str, Any]:
+def sandbox_stats(sandbox: Sandbox) -> shapes.SandboxStats:
     """What a sandbox uses now, and what of its memory is its own, shared, and its fair share of both (bytes)."""
-    return {**sandbox_state(sandbox), **asdict(sandbox.stats()), **asdict(sandbox.memory_use())}
+    found = {**sandbox_state(sandbox), **asdict(sandbox.stats()), **asdict(sandbox.memory_use())}
+    return cast("shapes.SandboxStats", found)
 
 
-def preflight_findings(findings: Iterable[Finding]) -> dict[str, object]:
+def preflight_findings(findings: Iterable[Finding]) -> shapes.Preflight:
     """What a sandbox has that cannot be frozen, or may not."""
     found = list(findings)
-    return {"ok": not any(one.blocking for one in found), "findings": [asdict(one) for one in found]}
+    return {"ok": not any(one.blocking for one in found), "findings": [cast("Finding", asdict(one)) for one in found]}
 
 
-def log_record(record: LogRecord) -> dict[str, object]:
+def log_record(record: LogRecord) -> shapes.LogRecord:
     """A piece of what a sandbox's programs printed."""
     return {
         "time": timestamp(record.time_ns / 1e9),
@@ -122,7 +125,7 @@ def log_record(record: LogRecord) -> dict[str, object]:
     }
 
 
-def restored(sandbox: Sandbox, times: RestoreTimes) -> dict[str, object]:
+def restored(sandbox: Sandbox, times: RestoreTimes) -> shapes.Restored:
     """A sandbox that was restored or cloned, with how long it took."""
     return {
         "id": sandbox.id,
@@ -132,7 +135,7 @@ def restored(sandbox: Sandbox, times: RestoreTimes) -> dict[str, object]:
     }
 
 
-def supervision(status: Status) -> dict[str, object]:
+def supervision(status: Status) -> shapes.Supervision:
     """What is done to keep a sandbox alive."""
     import msgspec
 
@@ -144,7 +147,7 @@ def supervision(status: Status) -> dict[str, object]:
 # Snapshots
 
 
-def checkpoint_report(report: CheckpointReport) -> dict[str, object]:
+def checkpoint_report(report: CheckpointReport) -> shapes.Checkpointed:
     """A checkpoint that was made."""
     return {
         "id": report.id,
@@ -159,7 +162,7 @@ def checkpoint_report(report: CheckpointReport) -> dict[str, object]:
     }
 
 
-def snapshot_brief(stored: Stored) -> dict[str, object]:
+def snapshot_brief(stored: Stored) -> shapes.SnapshotBrief:
     """A snapshot as `snapshots ls` lists it."""
     manifest, facts = stored.manifest, stored.facts
     return {
@@ -167,7 +170,7 @@ def snapshot_brief(stored: Stored) -> dict[str, object]:
         "names": list(facts.names),
         "kind": manifest.kind.value,
         "parent": manifest.parent,
-        "sandbox": {"id": manifest.body.get("sandbox"), "name": manifest.body.get("name")},
+        "sandbox": cast("shapes.MadeOf", {"id": manifest.body.get("sandbox"), "name": manifest.body.get("name")}),
         "created_at": timestamp(manifest.created_at),
         "bytes": stored.bytes,
         "labels": facts.labels,
@@ -177,7 +180,7 @@ def snapshot_brief(stored: Stored) -> dict[str, object]:
     }
 
 
-def snapshot_whole(store: Store, snapshot: SnapshotId) -> dict[str, object]:
+def snapshot_whole(store: Store, snapshot: SnapshotId) -> shapes.SnapshotKnown:
     """A snapshot as `snapshots show` shows it."""
     import msgspec
 
@@ -193,18 +196,18 @@ def snapshot_whole(store: Store, snapshot: SnapshotId) -> dict[str, object]:
     }
 
 
-def snapshot_chain(store: Store, snapshot: SnapshotId) -> dict[str, object]:
+def snapshot_chain(store: Store, snapshot: SnapshotId) -> shapes.SnapshotChain:
     """A snapshot and the parents it is a delta of, base first."""
     return {"chain": [snapshot_brief(store.record(link)) for link in store.chain(snapshot)]}
 
 
-def verification(problems: Iterable[Problem]) -> dict[str, object]:
+def verification(problems: Iterable[Problem]) -> shapes.Verification:
     """What is wrong with stored bytes."""
-    found = [{"snapshot": one.snapshot, "file": one.file, "cause": one.cause} for one in problems]
+    found: list[shapes.Damage] = [{"snapshot": one.snapshot, "file": one.file, "cause": one.cause} for one in problems]
     return {"ok": not found, "problems": found}
 
 
-def collection(report: GcReport) -> dict[str, object]:
+def collection(report: GcReport) -> shapes.Collection:
     """What `gc` removed, or would."""
     return {
         "removed": [{"id": one.id, "reason": one.reason, "bytes": one.frees} for one in report.removed],
@@ -217,7 +220,7 @@ def collection(report: GcReport) -> dict[str, object]:
 # Templates and pools
 
 
-def template_brief(template: Template) -> dict[str, object]:
+def template_brief(template: Template) -> shapes.TemplateBrief:
     """A template as `template ls` lists it."""
     return {
         "name": template.name,
@@ -230,20 +233,20 @@ def template_brief(template: Template) -> dict[str, object]:
     }
 
 
-def template_whole(template: Template) -> dict[str, Any]:
+def template_whole(template: Template) -> shapes.Template:
     """A template as `template show` shows it."""
     import msgspec
 
     return {**template_brief(template), "spec": msgspec.to_builtins(template.spec)}
 
 
-def pool_now(spec: PoolSpec, pool: Pool | None) -> dict[str, object]:
+def pool_now(spec: PoolSpec, pool: Pool | None) -> shapes.Pool:
     """A pool as it is said to be, and, where it is open, as it is."""
     now: dict[str, object] = asdict(pool.statistics()) if pool is not None else dict.fromkeys(_OF_A_CLOSED_POOL, 0)
-    return {**asdict(spec), "open": pool is not None, **now}
+    return cast("shapes.Pool", {**asdict(spec), "open": pool is not None, **now})
 
 
-def leased(pool: Pool, lease: Lease, acquire_ms: float) -> dict[str, object]:
+def leased(pool: Pool, lease: Lease, acquire_ms: float) -> shapes.Leased:
     """What whoever acquires is told."""
     return {
         "id": lease.sandbox.id, "name": lease.sandbox.name, "pool": pool.name,
@@ -259,9 +262,9 @@ def pool_of(record: Record) -> str | None:
 # The node
 
 
-def recoveries(context: Context, records: Iterable[Record], *, limit: int) -> list[dict[str, object]]:
+def recoveries(context: Context, records: Iterable[Record], *, limit: int) -> list[shapes.RecoveryOf]:
     """The last `limit` recoveries of these sandboxes, newest first."""
-    found = [
+    found: list[shapes.RecoveryOf] = [
         {"sandbox": {"id": record.id, "name": record.name}, **one}
         for record in records
         for one in recoveries_of(context, record)

@@ -37,6 +37,19 @@ def pytest_runtest_makereport(
     return report
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _answers_are_what_the_document_says(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In the tests of the service every answer that they get is held against `/openapi.json`."""
+    path: Path = request.path
+    if path.parent.name != "api" and not path.name.startswith("test_api_"):
+        yield
+        return
+    from conformance import every_answer_checked
+
+    with pytest.MonkeyPatch.context() as patch, every_answer_checked(patch):
+        yield
+
+
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory: pytest.TempPathFactory, rootfs_cache: Path) -> Iterator[Serving]:
     """A service for the tests of one file, over its socket and over TCP."""

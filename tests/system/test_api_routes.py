@@ -221,3 +221,10 @@ def test_lists_come_in_pages_that_lose_and_double_nothing(root: httpx.Client) ->
     problem(root.get("/v1/sandboxes", params={"limit": 1001}), 400, "invalid")
     for name in names[1:]:
         made(root.delete(f"/v1/sandboxes/{name}", params={"force": "true"}), 204)
+
+
+@pytest.mark.parametrize("given", ["%", "a", "YQ", "ä", "YQ==="])
+def test_input_that_is_not_base64_is_refused(root: httpx.Client, given: str) -> None:
+    wish = {"argv": ["cat"], "stdin_base64": given}
+    problem(root.post("/v1/sandboxes/nothing/exec", json=wish), 400, "invalid")
+    problem(root.post("/v1/sandboxes/nothing/exec", json={**wish, "detach": True}), 400, "invalid")

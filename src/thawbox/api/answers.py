@@ -6,7 +6,8 @@ import base64
 import binascii
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Annotated, Any, TypeVar, cast
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, TypeVar, cast
 
 import msgspec
 from anyio import CapacityLimiter, to_thread
@@ -15,12 +16,14 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response, StreamingResponse
 
-from thawbox.api.operations import Act, Lane, waited_for
+from thawbox.api.operations import Lane, Progress, waited_for
 from thawbox.api.service import Service
 from thawbox.api.tokens import Caller
 from thawbox.errors import Busy, InvalidRequest
 
 _Result = TypeVar("_Result")
+_Shape = TypeVar("_Shape")
+_Item = TypeVar("_Item")
 MOST_WAITING = 1000
 """Callers that may wait for clones at the same time, each in a thread; one more is told to come back."""
 LONGEST_TEXT = 4096
@@ -28,13 +31,29 @@ Reference = Annotated[str, Path(max_length=LONGEST_TEXT, description="id, beginn
 Seconds = Annotated[float, Query(ge=0, le=3600, allow_inf_nan=False)]
 
 
-class Answer(Response):
-    """JSON, at once."""
+class Answer(Response, Generic[_Shape]):
+    """JSON of this shape, at once. What the annotation of a route says of it, `/openapi.json` says (`openapi`)."""
 
     media_type = "application/json"
 
+    def __init__(self, content: _Shape, *, status_code: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(content, status_code, headers)
+
     def render(self, content: object) -> bytes:
         return msgspec.json.encode(content)
+
+
+class Carried(Answer[_Shape]):
+    """What came of long work, in this shape; or, where the caller would not wait, 202 and the operation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """For `Annotated[Response, Media(…)]`: what a route answers that is not JSON. `told` is an event's `data`."""
+
+    media_type: str
+    told: Any = None
+    statuses: tuple[int, ...] = ()
 
 
 class Body(BaseModel):
@@ -53,7 +72,13 @@ class SoundRequest(Request):
 
 
 class SoundRoute(APIRoute):
-    """A route whose body was looked through."""
+    """A route whose body was looked through, and whose answer is sent as it is."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        options["response_model"] = None
+        if options.get("status_code") == 204:
+            options["response_class"] = Response  # nothing is not JSON
+        super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         answer = super().get_route_handler()
@@ -126,13 +151,16 @@ class Page:
         self.limit = limit
         self.after = _read_cursor(cursor)
 
-    def of(self, name: str, items: Sequence[Any], key: Callable[[Any], tuple[float | str, str]],
-           show: Callable[[Any], object]) -> Answer:  # fmt: skip
-        """The page of these items, which are in the order of `key`: a sort key and an id. Steady while items come."""
+    def of(
+        self, items: Sequence[_Item], key: Callable[[_Item], tuple[float | str, str]]
+    ) -> tuple[Sequence[_Item], str | None]:
+        """Those on the page of these items, and the cursor of the next; `key` is what they are sorted by, and an id.
+
+        Steady while items come.
+        """
         left = items if self.after is None else [one for one in items if _comparable(key(one)) > self.after]
         shown = left[: self.limit]
-        more = len(left) > self.limit
-        return Answer({name: [show(one) for one in shown], "next": _write_cursor(key(shown[-1])) if more else None})
+        return shown, _write_cursor(key(shown[-1])) if len(left) > self.limit else None
 
 
 def _comparable(key: tuple[float | str, str]) -> tuple[str, str]:
@@ -171,18 +199,18 @@ Labels = Annotated[list[str], Query(alias="label", description="`key=value`; rep
 
 
 async def carry_out(
-    service: Service, request: Request, caller: Caller, kind: str, act: Act, *, lane: Lane, status: int = 200,
-    none: bool = False,
-) -> Response:  # fmt: skip
+    service: Service, request: Request, caller: Caller, kind: str, act: Callable[[Progress], _Shape], *, lane: Lane,
+    status: int = 200,
+) -> Carried[_Shape]:  # fmt: skip
     """Do long work in its lane and answer its result, or with `Prefer: respond-async` 202 and the operation."""
     is_listed = prefers_async(request)
     operation = service.operations.begin(kind, act, lane=lane, owner=caller.token_id, is_listed=is_listed)
     if is_listed:
         where = f"/v1/operations/{operation.id}"
         headers = {"Location": where, "Preference-Applied": "respond-async"}
-        return Answer(operation.shown(), status_code=202, headers=headers)
+        return Carried(cast("_Shape", operation.shown()), status_code=202, headers=headers)
     result = await waited_for(operation)
-    return Response(status_code=204) if none else Answer(result, status_code=status)
+    return Carried(cast("_Shape", result), status_code=status)
 
 
 def prefers_async(request: Request) -> bool:
@@ -211,6 +239,8 @@ class Patience:
 
 
 # Streams
+
+EVENT_STREAM = "text/event-stream"
 
 
 def event_stream(source: AsyncIterator[str]) -> StreamingResponse:

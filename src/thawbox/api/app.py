@@ -9,7 +9,6 @@ import sqlite3
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute, APIWebSocketRoute
 from starlette.exceptions import HTTPException
 
 from thawbox.api.access import Authentication
@@ -17,6 +16,7 @@ from thawbox.api.answers import Patience
 from thawbox.api.gates import BodyLimit, Capacity
 from thawbox.api.idempotency import Idempotency
 from thawbox.api.observing import Observed
+from thawbox.api.openapi import Application, routes_of
 from thawbox.api.problems import tell_error, tell_invalid, tell_unrouted
 from thawbox.api.routes import (
     claims,
@@ -39,16 +39,9 @@ from thawbox.api.service import Service
 from thawbox.errors import ThawboxError
 
 
-def routes_of(app: FastAPI) -> list[APIRoute | APIWebSocketRoute]:
-    """Every route of every resource, with its whole path."""
-    routers = [router for route in app.routes if (router := getattr(route, "original_router", None)) is not None]
-    found = [route for router in routers for route in router.routes]
-    return [route for route in found if isinstance(route, (APIRoute, APIWebSocketRoute))]
-
-
 def create_app(service: Service) -> FastAPI:
     """The application over a service that is open."""
-    app = FastAPI(title="thawbox", version="1", docs_url=None, redoc_url=None)
+    app = Application(title="thawbox", version="1", docs_url=None, redoc_url=None)
     for kind in (ThawboxError, OSError, sqlite3.Error):
         app.add_exception_handler(kind, tell_error)
     app.add_exception_handler(RequestValidationError, tell_invalid)
@@ -77,3 +70,6 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(metrics.router(service))
     app.include_router(dashboard.router(service))
     return app
+
+
+__all__ = ["create_app", "routes_of"]

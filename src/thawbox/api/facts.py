@@ -12,13 +12,14 @@ import time
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from thawbox.errors import Unavailable
 from thawbox.host.proc import run_program
 from thawbox.views import timestamp
 
 if TYPE_CHECKING:
+    from thawbox.api import shown
     from thawbox.api.service import Service
 
 DOCTOR_KEPT = 600.0
@@ -26,7 +27,7 @@ DOCTOR_KEPT = 600.0
 _DOCTOR_SECONDS = 120.0
 
 
-def facts_of(service: Service) -> dict[str, Any]:
+def facts_of(service: Service) -> shown.Node:
     """What `GET /v1/node` answers."""
     node = service.node
     home = node.settings.home
@@ -59,14 +60,14 @@ class Doctor:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._found: dict[str, Any] | None = None
+        self._found: shown.Doctor | None = None
         self._at = 0.0
 
-    def findings(self, *, fresh: bool = False) -> dict[str, Any]:
+    def findings(self, *, fresh: bool = False) -> shown.Doctor:
         """What it says, as `doctor --json`, and `at`: when. Raises Unavailable when it does not end."""
         with self._lock:
             if self._found is None or fresh or time.monotonic() - self._at > DOCTOR_KEPT:
-                self._found = {**self._ask(), "at": timestamp(time.time())}
+                self._found = cast("shown.Doctor", {**self._ask(), "at": timestamp(time.time())})
                 self._at = time.monotonic()
             return self._found
 

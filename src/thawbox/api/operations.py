@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import structlog
@@ -27,6 +27,9 @@ from thawbox.api.problems import describe
 from thawbox.errors import Busy, Cancelled, NotFound, ThawboxError, Unavailable
 from thawbox.telemetry import carried
 from thawbox.views import timestamp
+
+if TYPE_CHECKING:
+    from thawbox.api import shown
 
 KEPT = 1000
 """Operations that are over and still told of."""
@@ -67,7 +70,7 @@ class Progress:
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
         self._cancelled = threading.Event()
-        self.now: dict[str, object] | None = None
+        self.now: shown.Done | None = None
 
     def tell(self, done: int, total: int, what: str) -> None:
         """Say how far the work is. A safe point: raises Cancelled."""
@@ -146,7 +149,7 @@ class Operation:
         else:
             self.done.set_exception(error)
 
-    def shown(self) -> dict[str, Any]:
+    def shown(self) -> shown.Operation:
         """The operation as JSON."""
         is_over = self.done.done()
         error = self.done.exception() if is_over else None
@@ -242,7 +245,7 @@ class Operations:
 
     # --- what is asked of them -----------------------------------------------------------------------------------
 
-    def show(self, reference: str) -> dict[str, Any]:
+    def show(self, reference: str) -> shown.Operation:
         """An operation as it is now; raises NotFound."""
         operation = self._listed.get(reference)
         if operation is not None:
@@ -259,19 +262,19 @@ class Operations:
             raise NotFound(f"there is no operation {reference[:80]!r}", remediation="old ones are forgotten")
         return str(msgspec.json.decode(rows[0][0]).get("owner", ""))
 
-    def all(self) -> list[dict[str, Any]]:
+    def all(self) -> list[shown.Operation]:
         """Every operation that is remembered, oldest first."""
         rows = self._book.rows("SELECT id, content FROM operations ORDER BY created_at, id")
         return [live.shown() if (live := self._listed.get(one)) else _shown_again(content) for one, content in rows]
 
-    def cancel(self, reference: str) -> dict[str, Any]:
+    def cancel(self, reference: str) -> shown.Operation:
         """Cancel an operation and return what it is then; one that is over stays as it ended. Raises NotFound."""
         operation = self._listed.get(reference)
         if operation is not None:
             operation.cancel(self._now())
         return self.show(reference)
 
-    async def wait(self, reference: str, *, seconds: float) -> dict[str, Any]:
+    async def wait(self, reference: str, *, seconds: float) -> shown.Operation:
         """The operation when it is over, or as it is after `seconds`; raises NotFound."""
         operation = self._listed.get(reference)
         if operation is not None:
@@ -338,7 +341,7 @@ def _write(sql: Any, shown: Mapping[str, object], *, owner: str, created_at: flo
     sql.execute("INSERT OR REPLACE INTO operations VALUES (?, ?, ?, ?)", values)
 
 
-def _shown_again(content: str) -> dict[str, Any]:
+def _shown_again(content: str) -> shown.Operation:
     found: dict[str, Any] = msgspec.json.decode(content)
     found.pop("owner", None)
-    return found
+    return cast("shown.Operation", found)

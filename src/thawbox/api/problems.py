@@ -9,6 +9,7 @@ import errno
 import os
 import sqlite3
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import structlog
 from fastapi import Request
@@ -36,6 +37,9 @@ from thawbox.errors import (
     Unsupported,
 )
 from thawbox.telemetry import current_step
+
+if TYPE_CHECKING:
+    from thawbox.api import shown
 
 HTTP_STATUSES: dict[type[ThawboxError], int] = {
     InvalidRequest: 400,
@@ -83,8 +87,8 @@ def http_status_of(error: ThawboxError) -> int:
 def problem_of(error: BaseException) -> JSONResponse:
     """The answer to whoever asked for what went wrong, whatever it was."""
     told = describe(error)
-    note_failure(str(told["code"]))
-    status = int(str(told["status"]))
+    note_failure(told["code"])
+    status = told["status"]
     headers: dict[str, str] = {}
     if status in (429, 503):
         headers["Retry-After"] = str(RETRY_SECONDS)
@@ -93,7 +97,7 @@ def problem_of(error: BaseException) -> JSONResponse:
     return JSONResponse(told, status_code=status, media_type=PROBLEM, headers=headers)
 
 
-def describe(error: BaseException) -> dict[str, object]:
+def describe(error: BaseException) -> shown.Problem:
     """A problem as JSON: `type, title, status, detail`, and our own `code, cause, remediation` and perhaps `log`."""
     if isinstance(error, ThawboxError):
         return _problem(http_status_of(error), error.code, error.cause, error.remediation, log=error.log)
@@ -131,6 +135,13 @@ async def tell_unrouted(_: Request, error: Exception) -> JSONResponse:
     return _as_response(error.status_code, code, str(error.detail), remedy, headers=error.headers)
 
 
+def out_of_range(size: int) -> JSONResponse:
+    """None of the bytes that were asked for are in a file of this size."""
+    remedy = f"ask for bytes before {size}"
+    headers = {"Content-Range": f"bytes */{size}"}
+    return _as_response(416, "invalid.range", f"the file has {size} bytes", remedy, headers=headers)
+
+
 def _as_response(
     status: int, code: str, cause: str, remediation: str, *, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
@@ -143,8 +154,13 @@ _LONGEST_CAUSE = 2000
 """Characters: a cause may repeat what was asked for, and that may be long."""
 
 
-def _problem(status: int, code: str, cause: str, remediation: str, *, log: str = "") -> dict[str, object]:
+def _problem(status: int, code: str, cause: str, remediation: str, *, log: str = "") -> shown.Problem:
     if len(cause) > _LONGEST_CAUSE:
         cause = cause[: _LONGEST_CAUSE - 1] + "…"
-    told: dict[str, object] = {"type": "about:blank", "title": code, "status": status, "detail": cause}
-    return told | {"code": code, "cause": cause, "remediation": remediation} | ({"log": log} if log else {})
+    told: shown.Problem = {
+        "type": "about:blank", "title": code, "status": status, "detail": cause, "code": code, "cause": cause,
+        "remediation": remediation,
+    }  # fmt: skip
+    if log:
+        told["log"] = log
+    return told

@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 from thawbox.api.book import Book
 from thawbox.api.events import Events
@@ -33,6 +33,9 @@ from thawbox.sandbox.recovering import Supervised, remember_supervised
 from thawbox.store import Store
 from thawbox.store.recheck import Recheck
 from thawbox.supervisor import Event, Supervisor
+
+if TYPE_CHECKING:
+    from thawbox.api import shown
 
 _RECOVERIES = {
     "recover.started": "recovery.started",
@@ -250,6 +253,6 @@ class Service:
         """Seconds since the service began."""
         return time.time() - self.started_at
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> shown.Node:
         """What the node is and has, as `GET /v1/node` answers."""
         return facts_of(self)

@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
@@ -20,6 +21,9 @@ from thawbox.api.book import Book
 from thawbox.errors import InvalidRequest, NotFound, Unauthenticated
 from thawbox.model import checked_name
 from thawbox.views import timestamp
+
+if TYPE_CHECKING:
+    from thawbox.api import shown
 
 _FORM = re.compile(r"tbx_([0-9a-f]{12})_([0-9A-Za-z_-]{43})")
 LONGEST_TTL = 10 * 366 * 86_400.0
@@ -161,9 +165,9 @@ def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def token_shown(token: Token) -> dict[str, object]:
+def token_shown(token: Token) -> shown.Token:
     """A token as JSON: all but its text, which nobody has."""
     return {
         "id": token.id, "name": token.name, "scope": token.scope, "created_at": timestamp(token.created_at),
-        "expires_at": timestamp(token.expires_at), "limits": asdict(token.limits),
+        "expires_at": timestamp(token.expires_at), "limits": cast("Limits", asdict(token.limits)),
     }  # fmt: skip

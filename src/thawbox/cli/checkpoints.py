@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -185,7 +186,7 @@ def _injected(secrets: tuple[str, ...], env: tuple[str, ...]) -> _Injected:
     }
 
 
-def _print_clones(made: dict[str, Any], *, as_json: bool) -> None:
+def _print_clones(made: Mapping[str, Any], *, as_json: bool) -> None:
     clones: list[dict[str, Any]] = made["sandboxes"]
     if as_json:
         print_json(made)

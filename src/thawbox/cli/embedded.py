@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from thawbox.restart_plan import Policy
     from thawbox.sandbox import Snapshot
 
-Given = dict[str, Any]
+Given = Mapping[str, Any]
 Tell = Callable[[int, int], None]
 """Hears how much is done, and of how much."""
 

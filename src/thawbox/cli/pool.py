@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -27,7 +28,7 @@ def _span(_: click.Context, __: click.Parameter, value: str | None) -> float | N
     return None if value is None else read_span(value)
 
 
-def _print(pool: dict[str, Any], *, as_json: bool) -> None:
+def _print(pool: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(pool)
         return

@@ -63,7 +63,7 @@ def inspect_command(name: str, as_json: bool) -> None:
     {...}}. What does not exist is null: the pid of a sandbox that has ended, an address without --net nat.
     """
     with reached() as node:
-        found = node.inspect(name)
+        found = dict(node.inspect(name))
     if as_json:
         print_json(found)
         return
@@ -102,9 +102,9 @@ def stats_command(name: str | None, as_json: bool) -> None:
     print_table(("NAME", "STATE", "MEMORY", "PEAK", "LIMIT", "OWN", "SHARED", "CPU TIME", "TASKS", "OOM KILLS"), rows)
 
 
-def _for_each(names: Sequence[str], act: Callable[[Desk, str], dict[str, Any]], *, as_json: bool) -> None:
+def _for_each(names: Sequence[str], act: Callable[[Desk, str], Mapping[str, Any]], *, as_json: bool) -> None:
     """Act on every sandbox named, also when it failed for one; then say what was done and raise what was not."""
-    done: list[dict[str, Any]] = []
+    done: list[Mapping[str, Any]] = []
     failed: list[Exception] = []
     with reached() as node:
         for name in names:

@@ -42,7 +42,7 @@ _OF_A_SNAPSHOT = (
 _OF_A_POLICY = ("restart", "health", "checkpoint_every", "checkpoint_on_pressure", "keep", "spare")
 _OF_A_TEMPLATE = ("name", "snapshot", "command", "bytes", "created_at", "rebuilt_at", "exposures")
 
-Given = dict[str, Any]
+Given = Mapping[str, Any]
 Tell = Callable[[int, int], None]
 
 
@@ -277,7 +277,7 @@ class Served:
         self, reference: str, *, name: str = "", labels: Mapping[str, str | None] | None = None,
         pinned: bool | None = None, ttl: float | None = None, never_expires: bool = False,
     ) -> Given:  # fmt: skip
-        change: Given = {"add_names": [name] if name else [], "labels": dict(labels or {}), "pinned": pinned}
+        change: dict[str, Any] = {"add_names": [name] if name else [], "labels": dict(labels or {}), "pinned": pinned}
         if ttl is not None or never_expires:
             change["ttl"] = ttl
         return self._service.ask("PATCH", "snapshots", reference, body=change)

@@ -71,7 +71,7 @@ def show_command(reference: str, as_json: bool) -> None:
     With --json: the fields of `snapshots ls`, and {"chain", "files", "layers", "compat", "body"}.
     """
     with reached() as node:
-        shown = node.snapshot(reference)
+        shown = dict(node.snapshot(reference))
     if as_json:
         print_json(shown)
         return
@@ -148,7 +148,7 @@ def verify_command(references: tuple[str, ...], deep: bool, remote: bool, repair
     if remote:
         return checked_replicas(references, repair=repair, as_json=as_json)
     with reached() as node, progress_of("verifying") as tell:
-        found = node.verify(references, deep=deep, tell=tell)
+        found = dict(node.verify(references, deep=deep, tell=tell))
     verified, problems = found.pop("verified"), found["problems"]
     if as_json:
         print_json(found)
@@ -207,7 +207,7 @@ def gc_command(dry_run: bool, budget: str | None, as_json: bool) -> None:
     click.echo(f"{'would free' if dry_run else 'freed'} {human_size(report['freed_bytes'])}", err=True)
 
 
-def _print_changed(snapshot: dict[str, Any], *, as_json: bool) -> None:
+def _print_changed(snapshot: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(snapshot)
     else:

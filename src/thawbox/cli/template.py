@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -21,7 +22,7 @@ def template_command() -> None:
     """
 
 
-def _tell(template: dict[str, Any], *, as_json: bool) -> None:
+def _tell(template: Mapping[str, Any], *, as_json: bool) -> None:
     name = template["name"]
     for exposure in template["exposures"]:
         click.echo(f"thawbox: every clone of {name} will hold what looks like a secret: {exposure}", err=True)
@@ -87,7 +88,7 @@ def show_command(name: str, as_json: bool) -> None:
     With --json: {"name", "snapshot", "command", "bytes", "created_at", "rebuilt_at", "exposures", "spec": {...}}.
     """
     with reached() as node:
-        shown = node.template(name)
+        shown = dict(node.template(name))
     if as_json:
         print_json(shown)
         return

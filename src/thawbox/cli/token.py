@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -78,7 +78,7 @@ def ls_command(as_json: bool) -> None:
     from thawbox.api.tokens import token_shown
 
     with _tokens() as tokens:
-        shown: list[dict[str, Any]] = [token_shown(token) for token in tokens.all()]
+        shown: list[Mapping[str, Any]] = [token_shown(token) for token in tokens.all()]
     if as_json:
         print_json({"tokens": shown})
         return

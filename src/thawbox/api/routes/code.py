@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Annotated, Any
+from typing import Annotated
 
-import msgspec
 from fastapi import APIRouter, Path, Request
 from pydantic import Field
 from starlette.responses import Response
 
 from thawbox.api.access import User
-from thawbox.api.answers import Answer, Body, Reference, resource, sse, to_json
+from thawbox.api.answers import EVENT_STREAM, Answer, Body, Media, Reference, resource, sse, to_json
 from thawbox.api.following import Followed, Source, Threads
 from thawbox.api.problems import describe
-from thawbox.api.routes.exec import EVENT_STREAM, LONGEST_TIMEOUT, interrupted_event, printed_event, wants_stream
+from thawbox.api.routes.exec import LONGEST_TIMEOUT, interrupted_event, printed_event, wants_stream
 from thawbox.api.service import Service
 from thawbox.errors import CommandInterrupted, ThawboxError
 from thawbox.host.init_client import Output
@@ -32,7 +31,9 @@ def router(service: Service) -> APIRouter:
     threads = Threads(service.ending)
 
     @routes.post("/{ref}/code")
-    async def run_code(ref: Reference, wish: Code, request: Request, _: User) -> Response:
+    async def run_code(ref: Reference, wish: Code, request: Request, _: User) -> (
+        Answer[CodeResult] | Annotated[Response, Media(EVENT_STREAM)]
+    ):  # fmt: skip
         """Run code and answer its outcome; as server-sent events with `Accept: text/event-stream`.
 
         What the code raises is part of the answer. If the caller goes away, the code is interrupted.
@@ -42,7 +43,7 @@ def router(service: Service) -> APIRouter:
                 lambda: service.sandbox(ref).run_code(wish.code, context=wish.context, timeout=wish.timeout)
             )  # fmt: skip
             if not wants_stream(request):
-                return Answer(_shown(await threads.do_while_heard(request.receive, run.result, run.abandon)))
+                return Answer(await threads.do_while_heard(request.receive, run.result, run.abandon))
         source = Source(_told(run), abandon=run.abandon, end=run.command.close)
         return Followed(threads, source, media_type=EVENT_STREAM)
 
@@ -55,11 +56,6 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _shown(result: CodeResult) -> dict[str, Any]:
-    shown: dict[str, Any] = msgspec.to_builtins(result)
-    return shown
-
-
 def _told(run: CodeRun) -> Generator[bytes]:
     with run:
         try:
@@ -67,7 +63,7 @@ def _told(run: CodeRun) -> Generator[bytes]:
                 if isinstance(event, Output):
                     yield printed_event(event)
                 else:
-                    yield sse("result", to_json(_shown(event))).encode()
+                    yield sse("result", to_json(event)).encode()
         except CommandInterrupted as error:
             yield interrupted_event(error)
         except ThawboxError as error:

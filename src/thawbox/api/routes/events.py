@@ -8,8 +8,9 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
 
+from thawbox.api import shown
 from thawbox.api.access import Reader
-from thawbox.api.answers import HEARTBEAT, event_stream, resource, sse
+from thawbox.api.answers import EVENT_STREAM, HEARTBEAT, Media, event_stream, resource, sse
 from thawbox.api.service import Service
 
 _Number = Annotated[int | None, Query(ge=0, le=1 << 53, description="go on after the event of this number")]
@@ -23,7 +24,7 @@ def router(service: Service) -> APIRouter:
         _: Reader, after: _Number = None,
         kinds: Annotated[str, Query(max_length=1000, description="comma-separated kinds, or `sandbox.`")] = "",
         last_event_id: Annotated[str, Header(max_length=20)] = "",
-    ) -> Response:  # fmt: skip
+    ) -> Annotated[Response, Media(EVENT_STREAM, shown.Event)]:  # fmt: skip
         """Events as they happen (server-sent). With `Last-Event-ID` or `after` from there on, none lost or doubled."""
         resumed = last_event_id.strip()
         place = int(resumed) if resumed.isascii() and resumed.isdigit() else after

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Generator
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, WebSocket
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 from starlette.responses import Response
 
+from thawbox.api import shown
 from thawbox.api.access import User
-from thawbox.api.answers import Answer, Body, Reference, resource, sse, to_json
+from thawbox.api.answers import EVENT_STREAM, Answer, Body, Media, Reference, resource, sse, to_json
 from thawbox.api.following import Followed, Source, Threads
 from thawbox.api.service import Service
 from thawbox.api.terminals import serve_terminal
 from thawbox.api.tokens import Scope
 from thawbox.errors import CommandInterrupted, InvalidRequest
-from thawbox.host.init_client import ExecRefused, Output
+from thawbox.host.init_client import ExecRefused, ExecSession, Output
 from thawbox.host.init_wire import Stream
 from thawbox.sandbox.commands import Command, Ended, collect
 
 COLLECTED = 8 << 20
 """Bytes of each stream that an answer holds; more is read and left out, and `truncated` says so."""
 LONGEST_TIMEOUT = 30 * 86_400.0
-EVENT_STREAM = "text/event-stream"
 
 
 class Exec(Body):
@@ -38,21 +37,24 @@ class Exec(Body):
     timeout: Annotated[float, Field(gt=0, le=LONGEST_TIMEOUT)] | None = None
     detach: bool = False
 
+    _input: bytes | None = PrivateAttr(None)
+
     @model_validator(mode="after")
     def _sensible(self) -> Exec:
         if self.stdin is not None and self.stdin_base64 is not None:
             raise ValueError("stdin and stdin_base64 exclude each other")
-        if self.detach and (self.timeout is not None or self.input() is not None):
+        self._input = None if self.stdin is None else self.stdin.encode()
+        if self.stdin_base64 is not None:
+            try:
+                self._input = base64.b64decode(self.stdin_base64, validate=True)
+            except ValueError:
+                raise ValueError("stdin_base64 is not base64") from None
+        if self.detach and (self.timeout is not None or self._input is not None):
             raise ValueError("a detached command has neither input nor timeout")
         return self
 
     def input(self) -> bytes | None:
-        if self.stdin_base64 is None:
-            return None if self.stdin is None else self.stdin.encode()
-        try:
-            return base64.b64decode(self.stdin_base64, validate=True)
-        except binascii.Error:
-            raise ValueError("stdin_base64 is not base64") from None
+        return self._input
 
 
 def router(service: Service) -> APIRouter:
@@ -60,7 +62,9 @@ def router(service: Service) -> APIRouter:
     threads = Threads(service.ending)
 
     @routes.post("/{ref}/exec")
-    async def run_command(ref: Reference, wish: Exec, request: Request, _: User) -> Response:
+    async def run_command(ref: Reference, wish: Exec, request: Request, _: User) -> (
+        Answer[shown.CommandResult] | Answer[shown.Session] | Annotated[Response, Media(EVENT_STREAM)]
+    ):  # fmt: skip
         """Run a command to its end and answer what it printed; as server-sent events with `Accept: text/event-stream`.
 
         If the caller goes away, the command is killed. With `detach` it belongs to the sandbox alone, and its output
@@ -112,27 +116,28 @@ def _started(service: Service, ref: str, wish: Exec) -> Command | ExecRefused:
     return command
 
 
-def _detached(service: Service, ref: str, wish: Exec) -> dict[str, Any]:
+def _detached(service: Service, ref: str, wish: Exec) -> shown.Session:
     session = service.sandbox(ref).exec(
         wish.argv, env=wish.env, user=wish.user, workdir=wish.workdir, detach=True
     )  # fmt: skip
     if isinstance(session, ExecRefused):
         raise InvalidRequest(f"{wish.argv[0][:200]}: {session.message}", remediation="correct the command")
+    assert not isinstance(session, ExecSession)  # noqa: S101 - that comes only without `detach`
     return {"session": session}
 
 
-def _collected(command: Command) -> dict[str, Any]:
+def _collected(command: Command) -> shown.CommandResult:
     whole = collect(command, limit=COLLECTED)
     out, err = (printed.decode(errors="replace") for printed in (whole.stdout, whole.stderr))
     return {**ended_shown(whole.ended), "stdout": out, "stderr": err, "truncated": whole.truncated}
 
 
-def _refusal(refused: ExecRefused) -> dict[str, Any]:
+def _refusal(refused: ExecRefused) -> shown.CommandResult:
     ended = ended_shown(Ended(refused.exit_status, 0, False, 0.0))
     return {**ended, "stdout": "", "stderr": f"{refused.message}\n", "truncated": False}
 
 
-def ended_shown(ended: Ended) -> dict[str, Any]:
+def ended_shown(ended: Ended) -> shown.CommandEnded:
     """How a command ended, as JSON."""
     return {
         "exit_status": ended.exit_status, "signal": ended.signal, "timed_out": ended.timed_out,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator
-from dataclasses import asdict
 from email.utils import formatdate
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
@@ -15,11 +14,14 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from thawbox import views
+from thawbox.api import shown
 from thawbox.api.access import User
-from thawbox.api.answers import Answer, Body, Reference, resource
+from thawbox.api.answers import Answer, Body, Media, Reference, resource
 from thawbox.api.following import Followed, Source, Threads
+from thawbox.api.problems import out_of_range
 from thawbox.api.service import Service
 from thawbox.errors import InvalidRequest
+from thawbox.host.inside_archives import Unpacked
 from thawbox.host.inside_files import Entry
 from thawbox.sandbox.files import Files, Reading, Upload
 
@@ -47,14 +49,16 @@ def router(service: Service) -> APIRouter:
         return service.sandbox(ref).files
 
     @routes.get("")
-    async def read_file(ref: Reference, path: Place, request: Request, _: User) -> Response:
+    async def read_file(ref: Reference, path: Place, request: Request, _: User) -> (
+        Annotated[Response, Media("application/octet-stream", statuses=(200, 206))]
+    ):  # fmt: skip
         """The bytes of a regular file; one `Range` of bytes is honoured."""
         reading = await threads.do(lambda: of(ref).open(path))
         try:
             span = _span(request.headers.get("range"), reading.size)
         except InvalidRequest:
             reading.close()
-            return Response(status_code=416, headers={"Content-Range": f"bytes */{reading.size}"})
+            return out_of_range(reading.size)
         begin, end = span or (0, reading.size)
         headers = {
             **_UNTRUSTED, "Accept-Ranges": "bytes", "content-length": str(end - begin),
@@ -69,7 +73,7 @@ def router(service: Service) -> APIRouter:
     @routes.put("", status_code=200)
     async def write_file(
         ref: Reference, path: Place, request: Request, _: User, mode: Mode | None = None, user: str = ""
-    ) -> Response:
+    ) -> Answer[shown.File]:
         """Put the body there as a file, in one step once it has come whole, with the directories above it."""
         bits = None if mode is None else int(mode, 8)
         entry = await _received(
@@ -84,34 +88,36 @@ def router(service: Service) -> APIRouter:
         return Response(status_code=204)
 
     @routes.get("/list")
-    async def list_directory(ref: Reference, path: Place, _: User) -> Response:
+    async def list_directory(ref: Reference, path: Place, _: User) -> Answer[shown.Directory]:
         """What a directory holds, by name."""
         entries = await threads.do(lambda: of(ref).list(path))
         return Answer({"path": path, "entries": [_shown(entry) for entry in entries]})
 
     @routes.get("/stat")
-    async def show_file(ref: Reference, path: Place, _: User) -> Response:
+    async def show_file(ref: Reference, path: Place, _: User) -> Answer[shown.File]:
         """What a path names; a link is described itself."""
         return Answer(_shown(await threads.do(lambda: of(ref).stat(path))))
 
     @routes.post("/mkdir", status_code=201)
-    async def make_directory(ref: Reference, wish: MakeDirectory, _: User) -> Response:
+    async def make_directory(ref: Reference, wish: MakeDirectory, _: User) -> Answer[shown.File]:
         """Make a directory and those above it; one that is there stays as it is."""
         mode = int(wish.mode, 8)
         made = await threads.do(lambda: of(ref).make_directory(wish.path, mode=mode, user=wish.user))
         return Answer(_shown(made), status_code=201)
 
     @routes.get("/archive")
-    async def read_archive(ref: Reference, path: Place, _: User) -> Response:
+    async def read_archive(ref: Reference, path: Place, _: User) -> Annotated[Response, Media("application/x-tar")]:
         """A tar stream of a file, or of what a directory holds."""
         stream = await threads.do(lambda: of(ref).archive(path))
         return Followed(threads, Source(stream), media_type="application/x-tar", headers=_UNTRUSTED)
 
     @routes.put("/archive")
-    async def write_archive(ref: Reference, path: Place, request: Request, _: User, user: str = "") -> Response:
+    async def write_archive(ref: Reference, path: Place, request: Request, _: User, user: str = "") -> (
+        Answer[Unpacked]
+    ):  # fmt: skip
         """Unpack the body, a tar, into a directory; each file appears whole."""
         done = await _received(threads, of, ref, request, lambda files, upload: files.unpack(path, upload, user=user))
-        return Answer(asdict(done))
+        return Answer(done)
 
     return routes
 
@@ -134,8 +140,11 @@ def _span(header: str | None, size: int) -> tuple[int, int] | None:
     return begin, end
 
 
-def _shown(entry: Entry) -> dict[str, Any]:
-    return {**asdict(entry), "mode": f"{entry.mode:04o}", "mtime": views.timestamp(entry.mtime)}
+def _shown(entry: Entry) -> shown.File:
+    return {
+        "name": entry.name, "path": entry.path, "type": entry.type, "size": entry.size, "mode": f"{entry.mode:04o}",
+        "mtime": views.timestamp(entry.mtime), "target": entry.target, "uid": entry.uid, "gid": entry.gid,
+    }  # fmt: skip
 
 
 async def _received(

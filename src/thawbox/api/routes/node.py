@@ -6,9 +6,9 @@ from typing import Annotated
 
 from anyio import to_thread
 from fastapi import APIRouter, Query
-from starlette.responses import Response
 
 from thawbox import views
+from thawbox.api import shown
 from thawbox.api.access import Reader
 from thawbox.api.answers import Answer, resource
 from thawbox.api.service import Service
@@ -18,29 +18,31 @@ def router(service: Service) -> APIRouter:
     routes = resource("", "node")
 
     @routes.get("/healthz")
-    def health() -> Response:
+    def health() -> Answer[shown.Alive]:
         """Alive: nothing that it keeps going has ended."""
         service.check()
         return Answer({"status": "ok"})
 
     @routes.get("/readyz")
-    def readiness() -> Response:
+    def readiness() -> Answer[shown.Alive]:
         """Ready: the pools are open, and it is not stopping."""
         service.check_ready()
         return Answer({"status": "ready"})
 
     @routes.get("/v1/node")
-    def show_node(_: Reader) -> Response:
+    def show_node(_: Reader) -> Answer[shown.Node]:
         """The node in figures."""
         return Answer(service.facts())
 
     @routes.get("/v1/doctor")
-    async def show_doctor(_: Reader, *, fresh: bool = False) -> Response:
+    async def show_doctor(_: Reader, *, fresh: bool = False) -> Answer[shown.Doctor]:
         """Whether this machine has all that thawbox needs; found out by doing it, and kept for ten minutes."""
         return Answer(await to_thread.run_sync(lambda: service.doctor.findings(fresh=fresh)))
 
     @routes.get("/v1/recoveries")
-    def list_recoveries(_: Reader, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> Response:
+    def list_recoveries(_: Reader, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> (
+        Answer[shown.Recoveries]
+    ):  # fmt: skip
         """The recoveries that brought sandboxes back, newest first."""
         context = service.node.context
         return Answer({"recoveries": views.recoveries(context, context.journal.all(), limit=limit)})

@@ -13,8 +13,9 @@ import msgspec
 from fastapi import APIRouter
 from pydantic import Field
 
+from thawbox.api import shown
 from thawbox.api.access import Admin
-from thawbox.api.answers import Body, Reference, resource
+from thawbox.api.answers import Answer, Body, Reference, resource
 from thawbox.api.service import Service
 from thawbox.errors import InvalidRequest, NotFound, SandboxNotFound, SnapshotNotFound
 from thawbox.model import Phase, SnapshotId, Spec, checked_name
@@ -40,7 +41,7 @@ class Placing(Body):
     recover: bool = False
 
 
-class Golden(Body):
+class MakeGolden(Body):
     name: str
     spec: dict[str, Any]
     url: str = ""
@@ -57,16 +58,13 @@ def router(service: Service) -> APIRouter:
         return service.node.context
 
     @routes.get("")
-    def list_placeholders(_: Admin) -> dict[str, Any]:
+    def list_placeholders(_: Admin) -> Answer[shown.Placeholders]:
         """What every placeholder holds."""
-        machine: dict[str, Any] = msgspec.to_builtins(here().machine)
-        return {
-            "placeholders": [_shown(Sandbox(here(), record)) for record in all_placed(here())],
-            "machine": machine,
-        }
+        placed = [_shown(Sandbox(here(), record)) for record in all_placed(here())]
+        return Answer({"placeholders": placed, "machine": here().machine})
 
     @routes.post("", status_code=201)
-    def place(wish: Placing, _: Admin) -> dict[str, Any]:
+    def place(wish: Placing, _: Admin) -> Answer[shown.PlacedIn]:
         """Park a clone of a snapshot in a placeholder, or recover the very sandbox that it was made of there."""
         begun = time.perf_counter()
         snapshot = SnapshotId(wish.snapshot)
@@ -75,30 +73,31 @@ def router(service: Service) -> APIRouter:
             sandbox = recover_in_placeholder(here(), snapshot, pid=wish.pid, pod=wish.pod)
         else:
             sandbox = park_in_placeholder(here(), snapshot, pid=wish.pid, pod=wish.pod, name=wish.name)
-        return {**_shown(sandbox), "ms": round((time.perf_counter() - begun) * 1000, 3)}
+        ms = round((time.perf_counter() - begun) * 1000, 3)
+        return Answer({**_shown(sandbox), "ms": ms}, status_code=201)
 
     @routes.post("/{pod}/acquire")
-    def acquire(pod: Reference, _: Admin) -> dict[str, Any]:
+    def acquire(pod: Reference, _: Admin) -> Answer[shown.PlacedIn]:
         """Let a parked clone run."""
         begun = time.perf_counter()
         sandbox = _alive(here(), pod)
         if sandbox.state is Phase.FROZEN:
             sandbox.thaw()
-        return {**_shown(sandbox), "ms": round((time.perf_counter() - begun) * 1000, 3)}
+        return Answer({**_shown(sandbox), "ms": round((time.perf_counter() - begun) * 1000, 3)})
 
     @routes.post("/{pod}/freeze")
-    def freeze(pod: Reference, _: Admin) -> dict[str, Any]:
+    def freeze(pod: Reference, _: Admin) -> Answer[shown.Placed]:
         """Let it run no longer: its node has lost touch with the cluster."""
         sandbox = _alive(here(), pod)
         sandbox.freeze()
-        return _shown(sandbox)
+        return Answer(_shown(sandbox))
 
     @routes.post("/{pod}/checkpoint", status_code=201)
-    def checkpoint(pod: Reference, keep: Keep, _: Admin) -> dict[str, Any]:
+    def checkpoint(pod: Reference, keep: Keep, _: Admin) -> Answer[shown.Sent]:
         """A snapshot of what is in a placeholder, sent to `url`, and there when this answers."""
         made = _alive(here(), pod).checkpoint()
         _send(here(), made.id, keep.url)
-        return {"id": made.id, "url": keep.url}
+        return Answer({"id": made.id, "url": keep.url}, status_code=201)
 
     @routes.delete("/{pod}", status_code=204)
     def empty(pod: Reference, _: Admin) -> None:
@@ -106,7 +105,7 @@ def router(service: Service) -> APIRouter:
         empty_placeholder(here(), checked_name(pod, "pod"))
 
     @routes.post("/golden", status_code=201)
-    def make_golden(wish: Golden, _: Admin) -> dict[str, Any]:
+    def make_golden(wish: MakeGolden, _: Admin) -> Answer[shown.Golden]:
         """A template by this name and its golden snapshot, sent to `url`; made once."""
         try:
             spec = msgspec.convert(wish.spec, type=Spec)
@@ -114,8 +113,9 @@ def router(service: Service) -> APIRouter:
             raise InvalidRequest(f"the sandbox spec is wrong: {error}") from None
         with contextlib.suppress(NotFound):
             template = service.node.template(wish.name)
-            return _golden(here(), template.snapshot, wish.url)
-        return _golden(here(), service.node.create_template(wish.name, spec).snapshot, wish.url)
+            return Answer(_golden(here(), template.snapshot, wish.url), status_code=201)
+        made = service.node.create_template(wish.name, spec).snapshot
+        return Answer(_golden(here(), made, wish.url), status_code=201)
 
     @routes.delete("/golden/{name}", status_code=204)
     def drop_golden(name: Reference, _: Admin) -> None:
@@ -126,14 +126,13 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _golden(context: Context, snapshot: SnapshotId, url: str) -> dict[str, Any]:
+def _golden(context: Context, snapshot: SnapshotId, url: str) -> shown.Golden:
     _send(context, snapshot, url)
     compat = context.store.record(snapshot).manifest.compat
-    machine: dict[str, Any] = msgspec.to_builtins(compat)
-    return {"id": snapshot, "url": url, "machine": machine}
+    return {"id": snapshot, "url": url, "machine": compat}
 
 
-def _shown(sandbox: Sandbox) -> dict[str, Any]:
+def _shown(sandbox: Sandbox) -> shown.Placed:
     record = sandbox.record
     return {
         "pod": pod_of(record.owner), "id": record.id, "name": record.name, "state": sandbox.state.value,

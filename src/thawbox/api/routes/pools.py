@@ -10,11 +10,11 @@ from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Query, Request
-from starlette.responses import Response
 
-from thawbox import views
+from thawbox import shapes, views
+from thawbox.api import shown
 from thawbox.api.access import Admin, Reader, User
-from thawbox.api.answers import Answer, Page, Patience, Reference, carry_out, is_gone, resource
+from thawbox.api.answers import Answer, Carried, Page, Patience, Reference, carry_out, is_gone, resource
 from thawbox.api.leasing import acquire, check_own_lease
 from thawbox.api.operations import PATIENCE, Progress
 from thawbox.api.service import Service
@@ -29,23 +29,24 @@ Force = Annotated[bool, Query(description="end its leases too")]
 def router(service: Service, patiently: Patience) -> APIRouter:
     routes = resource("/v1/pools", "pools")
 
-    def shown(name: str) -> dict[str, object]:
+    def now(name: str) -> shapes.Pool:
         return views.pool_now(service.node.pool(name), service.pools().get(name))
 
     @routes.get("")
-    def list_pools(page: Pages, _: Reader) -> Response:
+    def list_pools(page: Pages, _: Reader) -> Answer[shown.PoolPage]:
         """Every pool, open or not."""
-        return page.of("pools", service.node.pools(), lambda spec: (spec.name, ""), lambda spec: shown(spec.name))
+        pools, more = page.of(service.node.pools(), lambda spec: (spec.name, ""))
+        return Answer({"pools": [now(spec.name) for spec in pools], "next": more})
 
     @routes.post("", status_code=201)
-    def create_pool(spec: PoolSpec, _: Admin) -> Response:
+    def create_pool(spec: PoolSpec, _: Admin) -> Answer[shapes.Pool]:
         """Make a pool and begin to fill it."""
         return Answer(views.pool_now(spec, service.create(spec)), status_code=201)
 
     @routes.get("/{name}")
-    def show_pool(name: Reference, _: Reader) -> Response:
+    def show_pool(name: Reference, _: Reader) -> Answer[shapes.Pool]:
         """A pool as it was made and as it is."""
-        return Answer(shown(name))
+        return Answer(now(name))
 
     @routes.delete("/{name}", status_code=204)
     def remove_pool(name: Reference, _: Admin, *, force: Force = False) -> None:
@@ -53,22 +54,26 @@ def router(service: Service, patiently: Patience) -> APIRouter:
         service.remove(name, force=force)
 
     @routes.post("/{name}/drain")
-    async def drain_pool(name: Reference, request: Request, caller: Admin, timeout: Span = None) -> Response:
+    async def drain_pool(name: Reference, request: Request, caller: Admin, timeout: Span = None) -> (
+        Carried[shown.PoolName]
+    ):  # fmt: skip
         """Drain a pool for good; leases are ended after `timeout` seconds."""
 
-        def act(_: Progress) -> object:
+        def act(_: Progress) -> shown.PoolName:
             service.drain(name, timeout=timeout)
             return {"name": name}
 
         return await carry_out(service, request, caller, "pool.drain", act, lane=PATIENCE)
 
     @routes.post("/{name}/roll")
-    async def roll_pool(name: Reference, request: Request, caller: Admin, timeout: Span = None) -> Response:
+    async def roll_pool(name: Reference, request: Request, caller: Admin, timeout: Span = None) -> (
+        Carried[shapes.Pool]
+    ):  # fmt: skip
         """Wait until no parked clone is of an older template."""
 
-        def act(_: Progress) -> object:
+        def act(_: Progress) -> shapes.Pool:
             service.pool(name).roll(timeout=timeout)
-            return shown(name)
+            return now(name)
 
         return await carry_out(service, request, caller, "pool.roll", act, lane=PATIENCE)
 
@@ -77,7 +82,7 @@ def router(service: Service, patiently: Patience) -> APIRouter:
         name: Reference, request: Request, caller: User,
         timeout: Annotated[float, Body(ge=0, le=86_400, allow_inf_nan=False)] = 30.0,
         ttl: Annotated[float | None, Body(gt=0, le=366 * 86_400, allow_inf_nan=False)] = None,
-    ) -> Response:  # fmt: skip
+    ) -> Answer[shapes.Leased]:  # fmt: skip
         """Acquire: a running sandbox that nobody else has."""
         begun = time.perf_counter()
         pool = service.pool(name)
@@ -94,7 +99,9 @@ def router(service: Service, patiently: Patience) -> APIRouter:
         service.watch.released(name, lease)
 
     @routes.patch("/{name}/leases/{lease}")
-    def renew_lease(name: Reference, lease: Reference, caller: User, ttl: PositiveSpan = None) -> Response:
+    def renew_lease(name: Reference, lease: Reference, caller: User, ttl: PositiveSpan = None) -> (
+        Answer[shown.Renewed]
+    ):  # fmt: skip
         """Let the lease end `ttl` seconds from now (default: the pool's)."""
         check_own_lease(service, lease, caller)
         return Answer({"lease": lease, "until": service.pool(name).renew(lease, ttl=ttl)})

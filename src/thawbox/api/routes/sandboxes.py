@@ -14,14 +14,18 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
-from thawbox import views
+from thawbox import shapes, views
+from thawbox.api import shown
 from thawbox.api.access import Reader, User
 from thawbox.api.answers import (
+    EVENT_STREAM,
     HEARTBEAT,
     Answer,
     Body,
+    Carried,
     Injected,
     Labels,
+    Media,
     Page,
     Reference,
     carry_out,
@@ -104,7 +108,7 @@ class GivenHealth(Body):
     threshold: Annotated[int, Field(ge=1, le=1000)] = 3
 
 
-class Supervision(Body):
+class Supervise(Body):
     restart: Literal["no", "on-failure", "always"] = "on-failure"
     health: GivenHealth | None = None
     checkpoint_every: Annotated[float, Field(ge=0, le=366 * 86_400)] = 0.0
@@ -139,10 +143,11 @@ def router(service: Service) -> APIRouter:
 
 
 def _looking(service: Service, routes: APIRouter) -> None:
-    def brief(record: Record, owners: dict[str, str]) -> dict[str, Any]:
-        usage = _memory_of(service, record)
-        more = {"memory": usage, "owner": owners.get(record.id), "pool": views.pool_of(record)}
-        return {**views.sandbox_brief(record), **more}
+    def brief(record: Record, owners: dict[str, str]) -> shown.Sandbox:
+        return {
+            **views.sandbox_brief(record), "memory": _memory_of(service, record), "owner": owners.get(record.id),
+            "pool": views.pool_of(record),
+        }  # fmt: skip
 
     @routes.get("")
     def list_sandboxes(
@@ -151,31 +156,30 @@ def _looking(service: Service, routes: APIRouter) -> None:
         *,
         all: bool = False,
         label: Labels = [],  # noqa: B006 - the query's word
-    ) -> Response:
+    ) -> Answer[shown.SandboxPage]:
         """Sandboxes that have processes; with `all` also those that were suspended, ended or lost. Oldest first."""
         wanted = read_labels(label).items()
         seen = [_observed(service, record) for record in service.context.journal.all()]
-        shown = [one for one in seen if one is not None and (all or one.phase in ALIVE)]
-        shown = [record for record in shown if wanted <= record.spec.labels.items()]
+        found = [one for one in seen if one is not None and (all or one.phase in ALIVE)]
+        found = [record for record in found if wanted <= record.spec.labels.items()]
         owners = service.owners.all("sandbox")
-        return page.of(
-            "sandboxes", shown, lambda record: (record.created_at, record.id), lambda record: brief(record, owners)
-        )  # fmt: skip
+        records, more = page.of(found, lambda record: (record.created_at, record.id))
+        return Answer({"sandboxes": [brief(record, owners) for record in records], "next": more})
 
     @routes.get("/{ref}")
-    def show_sandbox(ref: Reference, _: Reader) -> Response:
+    def show_sandbox(ref: Reference, _: Reader) -> Answer[shown.SandboxWhole]:
         """A sandbox's spec and all that is known of it now."""
         record = service.sandbox(ref).record
         owner = service.owners.of(record.id)
         return Answer({**views.sandbox_whole(service.context, record), "owner": owner, "pool": views.pool_of(record)})
 
     @routes.get("/{ref}/stats")
-    def show_stats(ref: Reference, _: Reader) -> Response:
+    def show_stats(ref: Reference, _: Reader) -> Answer[shapes.SandboxStats]:
         """Memory, CPU and tasks now."""
         return Answer(views.sandbox_stats(service.sandbox(ref)))
 
     @routes.get("/{ref}/preflight")
-    def show_preflight(ref: Reference, _: Reader) -> Response:
+    def show_preflight(ref: Reference, _: Reader) -> Answer[shapes.Preflight]:
         """What in it cannot be frozen, or may not."""
         return Answer(views.preflight_findings(service.sandbox(ref).preflight()))
 
@@ -184,7 +188,7 @@ def _looking(service: Service, routes: APIRouter) -> None:
         ref: Reference, _: Reader, *, follow: bool = False,
         after: Annotated[str, Query(max_length=80, description="`after` of a record: go on after it")] = "",
         limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
-    ) -> Response:  # fmt: skip
+    ) -> Answer[shown.LogRecords] | Annotated[Response, Media(EVENT_STREAM, shown.PlacedLogRecord)]:  # fmt: skip
         """What its programs printed; with `follow` as a stream, until it ends."""
         cursor = _read_cursor(after)
         sandbox = await to_thread.run_sync(service.sandbox, ref)
@@ -216,7 +220,7 @@ def _first(records: Iterator[LogRecord], limit: int) -> list[LogRecord]:
     return [record for record, _ in zip(records, range(limit), strict=False)]
 
 
-def _log_shown(record: LogRecord) -> dict[str, object]:
+def _log_shown(record: LogRecord) -> shown.PlacedLogRecord:
     return {**views.log_record(record), "after": f"{record.offset}-{record.time_ns}"}
 
 
@@ -262,11 +266,11 @@ async def _stream_of(service: Service, sandbox: Sandbox, after: LogCursor | None
 
 def _changing(service: Service, routes: APIRouter) -> None:
     @routes.post("", status_code=201)
-    async def run_sandbox(run: Run, request: Request, caller: User) -> Response:
+    async def run_sandbox(run: Run, request: Request, caller: User) -> Carried[shapes.Started]:
         """Start a sandbox; it answers once that is ready."""
         check_spec_allowed(run.spec, caller)
 
-        def act(progress: Progress) -> object:
+        def act(progress: Progress) -> shapes.Started:
             progress.check()
             with service.owners.room_for(caller, [run.spec.memory]):
                 sandbox, create_ms = service.node.run_timed(run.spec)
@@ -287,12 +291,12 @@ def _changing(service: Service, routes: APIRouter) -> None:
 
     @routes.post("/{ref}/checkpoint", status_code=201)
     async def checkpoint_sandbox(ref: Reference, request: Request, caller: User, wish: Checkpoint | None = None) -> (
-        Response
+        Carried[shapes.Checkpointed]
     ):  # fmt: skip
         """Make a durable snapshot; it answers when that is whole."""
         wished = wish or Checkpoint()
 
-        def act(progress: Progress) -> object:
+        def act(progress: Progress) -> shapes.Checkpointed:
             progress.check()
             service.owners.check_snapshots(caller)
             service.owners.check_names([wished.name] if wished.name else (), caller)
@@ -308,11 +312,13 @@ def _changing(service: Service, routes: APIRouter) -> None:
         return await carry_out(service, request, caller, "sandbox.checkpoint", act, lane=LIFE, status=201)
 
     @routes.post("/{ref}/fork", status_code=201)
-    async def fork_sandbox(ref: Reference, request: Request, caller: User, wish: Fork | None = None) -> Response:
+    async def fork_sandbox(ref: Reference, request: Request, caller: User, wish: Fork | None = None) -> (
+        Carried[shown.Forked]
+    ):  # fmt: skip
         """Checkpoint a running sandbox and make clones, which run beside it."""
         wished = wish or Fork()
 
-        def act(progress: Progress) -> object:
+        def act(progress: Progress) -> shown.Forked:
             progress.check()
             service.owners.check_snapshots(caller)
             room = partial(service.owners.room_for, caller)
@@ -323,8 +329,8 @@ def _changing(service: Service, routes: APIRouter) -> None:
                 service.made(caller, *(one for one, _ in made))
             assert snapshot.report is not None  # noqa: S101 - a snapshot just made has one
             service.watch.look()
-            shown = [views.restored(one, times) for one, times in made]
-            return {"sandboxes": shown, "snapshot": views.checkpoint_report(snapshot.report)}
+            clones = [views.restored(one, times) for one, times in made]
+            return {"sandboxes": clones, "snapshot": views.checkpoint_report(snapshot.report)}
 
         return await carry_out(service, request, caller, "sandbox.fork", act, lane=LIFE, status=201)
 
@@ -353,25 +359,27 @@ def _undo(service: Service, sandbox: Sandbox) -> None:
 
 def _living(service: Service, routes: APIRouter) -> None:
     @routes.post("/{ref}/freeze")
-    def freeze_sandbox(ref: Reference, _: User) -> Response:
+    def freeze_sandbox(ref: Reference, _: User) -> Answer[shapes.SandboxState]:
         """Stop every task until it is thawed: memory is held, no CPU is used."""
         with service.changing(ref) as sandbox:
             sandbox.freeze()
         return Answer(views.sandbox_state(sandbox))
 
     @routes.post("/{ref}/thaw")
-    def thaw_sandbox(ref: Reference, _: User) -> Response:
+    def thaw_sandbox(ref: Reference, _: User) -> Answer[shapes.SandboxState]:
         """Let every task run again, where it was."""
         with service.changing(ref) as sandbox:
             sandbox.thaw()
         return Answer(views.sandbox_state(sandbox))
 
     @routes.post("/{ref}/stop")
-    async def stop_sandbox(ref: Reference, request: Request, caller: User, wish: Stop | None = None) -> Response:
+    async def stop_sandbox(ref: Reference, request: Request, caller: User, wish: Stop | None = None) -> (
+        Carried[shapes.SandboxState]
+    ):  # fmt: skip
         """End the main program by SIGTERM, after `timeout` seconds by SIGKILL. Files, logs and snapshots stay."""
         timeout = wish.timeout if wish is not None else None
 
-        def act(progress: Progress) -> object:
+        def act(progress: Progress) -> shapes.SandboxState:
             progress.check()
             with service.changing(ref) as sandbox:
                 sandbox.stop(timeout=timeout)
@@ -385,10 +393,12 @@ def _living(service: Service, routes: APIRouter) -> None:
         service.sandbox(ref).give(**given.opened())
 
     @routes.put("/{ref}/supervision")
-    async def supervise_sandbox(ref: Reference, request: Request, caller: User, wish: Supervision) -> Response:
+    async def supervise_sandbox(ref: Reference, request: Request, caller: User, wish: Supervise) -> (
+        Carried[shapes.Supervision]
+    ):  # fmt: skip
         """Have it brought back when it dies. When this answers there is a snapshot to recover from."""
 
-        def act(progress: Progress) -> object:
+        def act(progress: Progress) -> shapes.Supervision:
             progress.check()
             with service.changing(ref) as sandbox:
                 service.supervisor.supervise(sandbox, _policy_of(wish))
@@ -398,7 +408,7 @@ def _living(service: Service, routes: APIRouter) -> None:
         return await carry_out(service, request, caller, "sandbox.supervise", act, lane=LIFE)
 
     @routes.get("/{ref}/supervision")
-    def show_supervision(ref: Reference, _: Reader) -> Response:
+    def show_supervision(ref: Reference, _: Reader) -> Answer[shapes.Supervision]:
         """What is done to keep it alive."""
         return Answer(_supervision_of(service, service.sandbox(ref).id))
 
@@ -408,13 +418,13 @@ def _living(service: Service, routes: APIRouter) -> None:
         service.forget_supervision(service.sandbox(ref))
 
 
-def _policy_of(wish: Supervision) -> Policy:
+def _policy_of(wish: Supervise) -> Policy:
     health = Health(**wish.health.model_dump()) if wish.health is not None else None
     options = wish.model_dump(exclude={"restart", "health"})
     return Policy(restart=Restart(wish.restart), health=health, **options)
 
 
-def _supervision_of(service: Service, sandbox: SandboxId) -> dict[str, object]:
+def _supervision_of(service: Service, sandbox: SandboxId) -> shapes.Supervision:
     for status in service.supervisor.statuses():
         if status.sandbox == sandbox:
             return views.supervision(status)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import msgspec
 from fastapi import APIRouter, Depends, Request
 from pydantic import Field
-from starlette.responses import Response
 
-from thawbox import views
+from thawbox import shapes, views
+from thawbox.api import shown
 from thawbox.api.access import Admin, Reader, User
 from thawbox.api.answers import (
     LONGEST_TEXT,
     Answer,
     Body,
+    Carried,
     Injected,
     Labels,
     Page,
@@ -34,6 +34,7 @@ from thawbox.store import Problem
 from thawbox.store import Record as Stored
 from thawbox.store.recheck import verify_each
 from thawbox.store.transfer import Progress as Moved
+from thawbox.store.transfer import TransferReport
 
 Pages = Annotated[Page, Depends()]
 
@@ -93,38 +94,38 @@ def router(service: Service) -> APIRouter:
 
 
 def _looking(service: Service, routes: APIRouter) -> None:
-    def brief(stored: Stored, lengths: dict[str, int], owners: dict[str, str]) -> dict[str, Any]:
-        shown = views.snapshot_brief(stored)
-        body = stored.manifest.body
-        more = {"chain_length": lengths.get(stored.id), "owner": owners.get(stored.id)}
-        return {**shown, "sandbox_name": body.get("name"), **more}
+    def brief(stored: Stored, lengths: dict[str, int], owners: dict[str, str]) -> shown.Snapshot:
+        found = views.snapshot_brief(stored)
+        return {
+            **found, "sandbox_name": found["sandbox"]["name"], "chain_length": lengths.get(stored.id),
+            "owner": owners.get(stored.id),
+        }  # fmt: skip
 
     @routes.get("")
     def list_snapshots(
         page: Pages, _: Reader, *, sandbox: str = "", name: str = "", label: Labels = [],  # noqa: B006 - read only
-    ) -> Response:  # fmt: skip
+    ) -> Answer[shown.SnapshotPage]:  # fmt: skip
         """Every snapshot, oldest first: of a sandbox (id or name), of a name, with these labels."""
         wanted = read_labels(label).items()
         stored = service.store.records()
         lengths = _chain_lengths(stored)
         owners = service.owners.all("snapshot")
-        shown = [
+        found = [
             one for one in stored
             if wanted <= one.facts.labels.items() and (not name or name in one.facts.names)
             and (not sandbox or sandbox in (one.manifest.body.get("sandbox"), one.manifest.body.get("name")))
         ]  # fmt: skip
-        return page.of(
-            "snapshots", shown, lambda one: (one.manifest.created_at, one.id), lambda one: brief(one, lengths, owners)
-        )  # fmt: skip
+        snapshots, more = page.of(found, lambda one: (one.manifest.created_at, one.id))
+        return Answer({"snapshots": [brief(one, lengths, owners) for one in snapshots], "next": more})
 
     @routes.get("/{ref}")
-    def show_snapshot(ref: Reference, _: Reader) -> Response:
+    def show_snapshot(ref: Reference, _: Reader) -> Answer[shown.SnapshotWhole]:
         """Everything about a snapshot."""
         snapshot = service.store.resolve(ref)
         return Answer({**views.snapshot_whole(service.store, snapshot), "owner": service.owners.of(snapshot)})
 
     @routes.get("/{ref}/chain")
-    def show_chain(ref: Reference, _: Reader) -> Response:
+    def show_chain(ref: Reference, _: Reader) -> Answer[shapes.SnapshotChain]:
         """A snapshot and the parents it is a delta of, base first."""
         return Answer(views.snapshot_chain(service.store, service.store.resolve(ref)))
 
@@ -149,12 +150,14 @@ def _many(service: Service, routes: APIRouter) -> None:
     """What concerns the whole store: before the routes with a reference, so that `gc` is not taken for one."""
 
     @routes.post("/gc")
-    async def collect_snapshots(request: Request, caller: Admin, wish: Collect | None = None) -> Response:
+    async def collect_snapshots(request: Request, caller: Admin, wish: Collect | None = None) -> (
+        Carried[shapes.Collection]
+    ):  # fmt: skip
         """Remove what expired, then, over the budget, what was longest unused."""
         wished = wish or Collect()
         budget = service.node.settings.disk_budget if wished.budget is None else wished.budget
 
-        def act(progress: Progress) -> object:
+        def act(progress: Progress) -> shapes.Collection:
             progress.check()
             report = service.store.gc(budget=budget, dry_run=wished.dry_run)
             service.watch.look()
@@ -163,11 +166,13 @@ def _many(service: Service, routes: APIRouter) -> None:
         return await carry_out(service, request, caller, "snapshot.gc", act, lane=STORE)
 
     @routes.post("/verify")
-    async def verify_snapshots(request: Request, caller: User, wish: VerifyMany | None = None) -> Response:
+    async def verify_snapshots(request: Request, caller: User, wish: VerifyMany | None = None) -> (
+        Carried[shown.Verified]
+    ):  # fmt: skip
         """Check these snapshots, by default all, also those whose manifest cannot be read."""
         wished = wish or VerifyMany()
 
-        def act(progress: Progress) -> object:
+        def act(progress: Progress) -> shown.Verified:
             store = service.store
             wanted = [store.resolve(ref) for ref in wished.snapshots] or sorted(store.catalog.ids())
             found = verify_each(
@@ -179,10 +184,10 @@ def _many(service: Service, routes: APIRouter) -> None:
         return await carry_out(service, request, caller, "snapshot.verify", act, lane=STORE)
 
     @routes.post("/push")
-    async def push_snapshot(request: Request, caller: Admin, wish: Push) -> Response:
+    async def push_snapshot(request: Request, caller: Admin, wish: Push) -> Carried[TransferReport]:
         """Send a snapshot and all it depends on to s3://, gs://, az:// or file://; only what is not there travels."""
 
-        def act(progress: Progress) -> object:
+        def act(progress: Progress) -> TransferReport:
             from thawbox.store.backends import open_backend
             from thawbox.store.push import push
 
@@ -192,15 +197,15 @@ def _many(service: Service, routes: APIRouter) -> None:
                     service.store, open_backend(wish.url), snapshot, on_progress=_moving(progress), repair=wish.repair
                 )
                 step.note(bytes=report.moved_bytes)
-            return msgspec.to_builtins(report)
+            return report
 
         return await carry_out(service, request, caller, "snapshot.push", act, lane=STORE)
 
     @routes.post("/pull")
-    async def pull_snapshot(request: Request, caller: Admin, wish: Pull) -> Response:
+    async def pull_snapshot(request: Request, caller: Admin, wish: Pull) -> Carried[TransferReport]:
         """Bring a snapshot, by its id or a beginning of it there, and all it depends on that is not here."""
 
-        def act(progress: Progress) -> object:
+        def act(progress: Progress) -> TransferReport:
             from thawbox.store.backends import open_backend
             from thawbox.store.pull import pull, resolve_remote
 
@@ -210,7 +215,7 @@ def _many(service: Service, routes: APIRouter) -> None:
                 report = pull(service.store, [backend], snapshot, name=wish.name, on_progress=_moving(progress))
                 step.note(bytes=report.moved_bytes)
             service.watch.look()
-            return msgspec.to_builtins(report)
+            return report
 
         return await carry_out(service, request, caller, "snapshot.pull", act, lane=STORE)
 
@@ -224,7 +229,7 @@ def _moving(progress: Progress) -> Any:
 
 def _changing(service: Service, routes: APIRouter) -> None:
     @routes.patch("/{ref}")
-    def change_snapshot(ref: Reference, change: Change, caller: User) -> Response:
+    def change_snapshot(ref: Reference, change: Change, caller: User) -> Answer[shapes.SnapshotBrief]:
         """Give and take names, set and remove labels, pin, let it expire. A name moves here if another has it."""
         snapshot = service.store.resolve(ref)
         service.owners.check_own(snapshot, caller, what=f"the snapshot {snapshot[:12]}")
@@ -233,7 +238,7 @@ def _changing(service: Service, routes: APIRouter) -> None:
         return Answer(views.snapshot_brief(service.store.record(snapshot)))
 
     @routes.delete("/{ref}")
-    def remove_snapshot(ref: Reference, caller: User, *, cascade: bool = False) -> Response:
+    def remove_snapshot(ref: Reference, caller: User, *, cascade: bool = False) -> Answer[shown.RemovedSnapshots]:
         """Remove a snapshot; with `cascade` what depends on it too, which only an admin may."""
         snapshot = service.store.resolve(ref)
         service.owners.check_own("" if cascade else snapshot, caller, what=f"the snapshot {snapshot[:12]}")
@@ -242,11 +247,13 @@ def _changing(service: Service, routes: APIRouter) -> None:
         return Answer({"removed": list(removed)})
 
     @routes.post("/{ref}/verify")
-    async def verify_snapshot(ref: Reference, request: Request, caller: User, wish: Verify | None = None) -> Response:
+    async def verify_snapshot(ref: Reference, request: Request, caller: User, wish: Verify | None = None) -> (
+        Carried[shapes.Verification]
+    ):  # fmt: skip
         """Check that a snapshot and its chain are byte for byte what their ids say."""
         deep = wish is not None and wish.deep
 
-        def act(progress: Progress) -> object:
+        def act(progress: Progress) -> shapes.Verification:
             problems: list[Any] = []
             chain = service.store.chain(service.store.resolve(ref))
             for number, link in enumerate(chain):
@@ -258,11 +265,13 @@ def _changing(service: Service, routes: APIRouter) -> None:
         return await carry_out(service, request, caller, "snapshot.verify", act, lane=STORE)
 
     @routes.post("/{ref}/flatten")
-    async def flatten_snapshot(ref: Reference, request: Request, caller: User, wish: Flatten | None = None) -> Response:
+    async def flatten_snapshot(ref: Reference, request: Request, caller: User, wish: Flatten | None = None) -> (
+        Carried[shapes.SnapshotBrief]
+    ):  # fmt: skip
         """Make a full snapshot that restores as this link of a chain does; the chain stays."""
         name = wish.name if wish is not None else ""
 
-        def act(progress: Progress) -> object:
+        def act(progress: Progress) -> shapes.SnapshotBrief:
             progress.check()
             service.owners.check_snapshots(caller)
             service.owners.check_names([name] if name else (), caller)
@@ -301,12 +310,14 @@ def _apply(service: Service, snapshot: SnapshotId, change: Change) -> None:
 
 def _reviving(service: Service, routes: APIRouter) -> None:
     @routes.post("/{ref}/clone", status_code=201)
-    async def clone_snapshot(ref: Reference, request: Request, caller: User, wish: Clone | None = None) -> Response:
+    async def clone_snapshot(ref: Reference, request: Request, caller: User, wish: Clone | None = None) -> (
+        Carried[shown.Cloned]
+    ):  # fmt: skip
         """Make new sandboxes that go on from a snapshot; if one fails, none is left."""
         wished = wish or Clone()
         given = wished.opened()
 
-        def act(progress: Progress) -> object:
+        def act(progress: Progress) -> shown.Cloned:
             progress.check()
             snapshot = service.snapshot(ref)
             with service.owners.room_for(caller, [_memory_of(snapshot)] * wished.count):
@@ -319,12 +330,12 @@ def _reviving(service: Service, routes: APIRouter) -> None:
 
     @routes.post("/{ref}/restore", status_code=201)
     async def restore_snapshot(ref: Reference, request: Request, caller: User, wish: Injected | None = None) -> (
-        Response
+        Carried[shapes.Restored]
     ):  # fmt: skip
         """Bring the very sandbox back that a snapshot was made of. Refused while that sandbox runs."""
         given = (wish or Injected()).opened()
 
-        def act(progress: Progress) -> object:
+        def act(progress: Progress) -> shapes.Restored:
             progress.check()
             snapshot = service.snapshot(ref)
             sandbox = SandboxId(str(snapshot.stored.manifest.body.get("sandbox")))

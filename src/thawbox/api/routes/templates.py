@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
-from starlette.responses import Response
 
-from thawbox import views
+from thawbox import shapes, views
+from thawbox.api import shown
 from thawbox.api.access import Admin, Reader
-from thawbox.api.answers import Answer, Body, Page, Reference, carry_out, resource
+from thawbox.api.answers import Answer, Body, Carried, Page, Reference, carry_out, resource
 from thawbox.api.operations import PATIENCE, Progress
 from thawbox.api.routes.sandboxes import GivenSpec
 from thawbox.api.service import Service
@@ -26,10 +26,10 @@ def router(service: Service) -> APIRouter:
     routes = resource("/v1/templates", "templates")
 
     @routes.post("", status_code=201)
-    async def create_template(wish: Create, request: Request, caller: Admin) -> Response:
+    async def create_template(wish: Create, request: Request, caller: Admin) -> Carried[shapes.Template]:
         """Boot a spec until it is ready and keep it as a template."""
 
-        def act(progress: Progress) -> object:
+        def act(progress: Progress) -> shapes.Template:
             progress.check()
             try:
                 return views.template_whole(service.node.create_template(wish.name, wish.spec))
@@ -39,12 +39,13 @@ def router(service: Service) -> APIRouter:
         return await carry_out(service, request, caller, "template.create", act, lane=PATIENCE, status=201)
 
     @routes.get("")
-    def list_templates(page: Pages, _: Reader) -> Response:
+    def list_templates(page: Pages, _: Reader) -> Answer[shown.TemplatePage]:
         """Every template, by name."""
-        return page.of("templates", service.node.templates(), lambda one: (one.name, ""), views.template_brief)
+        templates, more = page.of(service.node.templates(), lambda one: (one.name, ""))
+        return Answer({"templates": [views.template_brief(one) for one in templates], "next": more})
 
     @routes.get("/{name}")
-    def show_template(name: Reference, _: Reader) -> Response:
+    def show_template(name: Reference, _: Reader) -> Answer[shapes.Template]:
         """A template with its spec."""
         return Answer(views.template_whole(service.node.template(name)))
 
@@ -55,10 +56,10 @@ def router(service: Service) -> APIRouter:
         service.watch.look()
 
     @routes.post("/{name}/rebuild")
-    async def rebuild_template(name: Reference, request: Request, caller: Admin) -> Response:
+    async def rebuild_template(name: Reference, request: Request, caller: Admin) -> Carried[shapes.Template]:
         """Boot a template's spec anew; pools replace what they have parked. The old one stays when this fails."""
 
-        def act(progress: Progress) -> object:
+        def act(progress: Progress) -> shapes.Template:
             progress.check()
             try:
                 return views.template_whole(service.node.rebuild_template(name))

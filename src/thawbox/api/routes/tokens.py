@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends
 from pydantic import Field
-from starlette.responses import Response
 
+from thawbox.api import shown
 from thawbox.api.access import Admin
 from thawbox.api.answers import Answer, Body, Page, Reference, resource
 from thawbox.api.service import Service
@@ -34,16 +34,17 @@ def router(service: Service) -> APIRouter:
     routes = resource("/v1/tokens", "tokens")
 
     @routes.post("", status_code=201)
-    def create_token(wish: Create, _: Admin) -> Response:
+    def create_token(wish: Create, _: Admin) -> Answer[shown.NewToken]:
         """Make a token. This answer is the only place where its text is ever shown."""
         limits = Limits(**wish.limits.model_dump())
         token, text = service.tokens.create(wish.name, scope=wish.scope, limits=limits, ttl=wish.ttl)
         return Answer({**token_shown(token), "token": text}, status_code=201, headers={"Cache-Control": "no-store"})
 
     @routes.get("")
-    def list_tokens(page: Pages, _: Admin) -> Response:
+    def list_tokens(page: Pages, _: Admin) -> Answer[shown.TokenPage]:
         """Every token, oldest first; never its text."""
-        return page.of("tokens", service.tokens.all(), lambda one: (one.created_at, one.id), token_shown)
+        tokens, more = page.of(service.tokens.all(), lambda one: (one.created_at, one.id))
+        return Answer({"tokens": [token_shown(token) for token in tokens], "next": more})
 
     @routes.delete("/{token}", status_code=204)
     def remove_token(token: Reference, _: Admin) -> None:
