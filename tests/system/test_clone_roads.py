@@ -92,7 +92,9 @@ def test_clones_take_shells_that_were_kept_ready_and_others_are_made(node: Node)
 def test_a_clone_in_a_shell_that_waited_goes_on_by_the_snapshots_clocks_and_so_does_what_comes_of_it(
     node: Node,
 ) -> None:
-    snapshot, _ = snapshot_of(node)
+    with node.run(Spec(("python3", "-c", PROGRAM), ready="tcp:8000")) as original:
+        before = ask(original)[1]
+        snapshot = original.checkpoint()
     assert snapshot.warm(shells=1)
     keepers(node, snapshot)
     waited = time.monotonic() + 3
@@ -101,7 +103,8 @@ def test_a_clone_in_a_shell_that_waited_goes_on_by_the_snapshots_clocks_and_so_d
     begun = time.monotonic()
     clone = snapshot.clone()
     clock = ask(clone)[1]
-    assert 0 <= clock - stopped_at(snapshot) <= time.monotonic() - begun + SLACK
+    # CRIU reads the clock while the tree is stopped, somewhat before it tells us so: a fast clone is there before that
+    assert before < clock <= stopped_at(snapshot) + time.monotonic() - begun + SLACK
     begun = time.monotonic()
     clone.checkpoint(stop=True).restore()
     assert 0 <= ask(clone)[1] - clock <= time.monotonic() - begun + SLACK
