@@ -17,7 +17,7 @@ from gke_world import GKE_KINDS, POD, UUID, Gke
 from kube.server import Server
 from thawbox.cluster.binding import Binding, phase_of
 from thawbox.cluster.claims_app import create_app
-from thawbox.cluster.crds import MACHINE, NODE_LABEL, crds
+from thawbox.cluster.crds import MACHINE, NODE_LABEL, SNAPSHOT, crds
 from thawbox.cluster.dispatcher import Dispatcher, Options, dispatching
 from thawbox.cluster.gke import GkeBackend
 from thawbox.cluster.holding import Hold
@@ -116,6 +116,43 @@ def test_a_claim_that_came_while_no_dispatcher_ran_waits_for_lists_that_are_answ
     run(server, act)
 
 
+@pytest.mark.parametrize("last", ["pools", "templates", "pods", "claims"])
+def test_a_new_dispatcher_finds_what_is_parked_whichever_list_is_answered_last(server: Server, last: str) -> None:
+    async def act(world: World) -> None:
+        await world.make_pool(low=2, high=2, limit=2)  # there are these clones, and no other will come
+        async with AsyncExitStack() as of_the_first:
+            await parked(await World(server, world.kube, of_the_first).dispatch("one"), 2)
+        await world.claim("meanwhile")
+        await world.hold(last)
+        dispatcher = await world.dispatch("two")
+        for index in dispatcher.state.indexes:
+            if index.kind.plural != last:
+                await index.listed.wait()
+        await world.let_go()
+        assert await decided(dispatcher, "meanwhile") == "Bound"
+
+    run(server, act)
+
+
+def test_clones_count_once_the_snapshot_that_they_are_of_is_heard_of(server: Server) -> None:
+    async def act(world: World) -> None:
+        await world.make_pool(low=1, high=1, limit=1)
+        dispatcher = await world.dispatch()
+        await parked(dispatcher, 1)
+        await world.hold("templates")
+        await world.kube.patch(TEMPLATES, "golden", {"status": {"snapshot": "next"}}, sub="status")
+        pod = next(iter(dispatcher.state.pods.objects))
+        await world.kube.patch(PODS, pod, {"metadata": {"annotations": {SNAPSHOT: "next"}}})
+        assert await dispatcher.state.pods.wait(lambda: not dispatcher.state.fleet.parked("web"), timeout=PATIENCE)
+        await world.claim("waits")
+        line = dispatcher.binding.line("web")
+        assert await dispatcher.state.claims.wait(lambda: "waits" in line.waiting, timeout=PATIENCE)
+        await world.let_go()
+        assert await decided(dispatcher, "waits") == "Bound"
+
+    run(server, act)
+
+
 def test_a_claim_that_is_heard_of_before_its_pool_is_not_refused(server: Server) -> None:
     async def act(world: World) -> None:
         dispatcher = await world.dispatch()
@@ -186,8 +223,8 @@ def test_who_is_turned_away_is_told_why_and_when_to_come_again(server: Server) -
             assert int(crowded.headers["retry-after"]) >= 1
             missing = await client.post("/v1/claims", json={"pool": "none"})
             assert (missing.status_code, "retry-after" in missing.headers) == (404, False)
-            left = {one["id"] for one in (await client.get("/v1/claims")).json()["claims"]}
-            assert left == {first.json()["id"], second.json()["id"]}  # a refused claim leaves no record
+            left, claims = {first.json()["id"], second.json()["id"]}, dispatcher.state.claims
+            assert await claims.wait(lambda: claims.objects.keys() == left, timeout=PATIENCE)  # no record of the others
 
     run(server, act)
 

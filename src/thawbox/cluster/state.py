@@ -2,7 +2,9 @@
 
 Rule 1: every change goes through `_recount`, which takes out what a pod counted for before and puts in what it counts
 for now: the fleet cannot drift from the pods.
-Rule 2: a slot that is being taken is counted as taken from the decision on, so that two claims of this dispatcher never
+Rule 2: the indexes tell in any order: whatever a count rests on (a pod, its pool, its template, its node) has it made
+anew when it comes or changes, and whoever waits for a clone is told.
+Rule 3: a slot that is being taken is counted as taken from the decision on, so that two claims of this dispatcher never
 choose the same; another dispatcher's choice shows as a conflict.
 """
 
@@ -61,6 +63,7 @@ class State:
         self.pods.on_change(self._pod_changed)
         self.leases.on_change(self._lease_changed)
         self.templates.on_change(self._template_changed)
+        self.pools.on_change(self._pool_changed)
 
     @property
     def indexes(self) -> tuple[Index, ...]:
@@ -187,10 +190,19 @@ class State:
     def _template_changed(self, name: str, now: Json, before: Json | None) -> None:
         if (now or {}).get("status", {}).get("snapshot") == (before or {}).get("status", {}).get("snapshot"):
             return
-        for pod in list(self.pods.objects):
-            template = self.template_of(pool_of(self.pods.objects[pod]))
-            if template and template["metadata"]["name"] == name:
-                self._recount(pod)
+        for pool, found in list(self.pools.objects.items()):
+            if found["spec"].get("template") == name:
+                self._recount_pool(pool)
+
+    def _pool_changed(self, name: str, now: Json, before: Json | None) -> None:
+        if (now or {}).get("spec", {}).get("template") != (before or {}).get("spec", {}).get("template"):
+            self._recount_pool(name)
+
+    def _recount_pool(self, pool: str) -> None:
+        for name, pod in list(self.pods.objects.items()):
+            if pool_of(pod) == pool:
+                self._recount(name)
+        self._tell(pool)
 
     # --- pods -------------------------------------------------------------------------------------------------
 
