@@ -179,9 +179,16 @@ def simulate_command(
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Run it; of errors that ended several tasks at once the first is told."""
+    """Run it, its logs on stderr; of errors that ended several tasks at once the first is told."""
     import asyncio
+    import logging
 
+    from thawbox.api.logs import set_up_logs
+    from thawbox.config import load_settings
+
+    settings = load_settings()
+    set_up_logs(level=settings.log_level, as_json=settings.log_format == "json")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would tell each look at the node
     try:
         asyncio.run(work)
     except BaseExceptionGroup as several:
