@@ -154,11 +154,12 @@ class Page:
     def of(
         self, items: Sequence[_Item], key: Callable[[_Item], tuple[float | str, str]]
     ) -> tuple[Sequence[_Item], str | None]:
-        """Those on the page of these items, and the cursor of the next; `key` is what they are sorted by, and an id.
+        """Those on the page of these items, and the cursor of the next; `key` is what they are ordered by, and an id.
 
         Steady while items come.
         """
-        left = items if self.after is None else [one for one in items if _comparable(key(one)) > self.after]
+        ordered = sorted(items, key=lambda one: _comparable(key(one)))  # by what a cursor keeps of it, and no finer
+        left = [one for one in ordered if self.after is None or _comparable(key(one)) > self.after]
         shown = left[: self.limit]
         return shown, _write_cursor(key(shown[-1])) if len(left) > self.limit else None
 
