@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def available_memory() -> int:
-    """Bytes that can be had without swapping (MemAvailable of /proc/meminfo)."""
+    """Bytes that can be had without swapping (MemAvailable of proc(5)); 0 when it does not say."""
     return _line("MemAvailable")
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from thawbox.host.cgroup import Cgroup
+from thawbox.host.machine_memory import available_memory
 
 _USED_AND_LIMIT = {1: ("memory.usage_in_bytes", "memory.limit_in_bytes"), 2: ("memory.current", "memory.max")}
 
@@ -15,12 +14,6 @@ _USED_AND_LIMIT = {1: ("memory.usage_in_bytes", "memory.limit_in_bytes"), 2: ("m
 def spare_memory(cgroup: Cgroup) -> int:
     """Bytes that the sandbox could have besides what it has, were it not for its own limit."""
     return min([available_memory(), *_left_above(cgroup)])
-
-
-def available_memory() -> int:
-    """Bytes that the machine can give without swapping (MemAvailable of proc(5)); 0 when it does not say."""
-    found = re.search(r"^MemAvailable:\s*(\d+) kB$", Path("/proc/meminfo").read_text(), flags=re.MULTILINE)
-    return int(found[1]) << 10 if found else 0
 
 
 def _left_above(cgroup: Cgroup) -> Iterator[int]:
