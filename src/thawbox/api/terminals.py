@@ -12,10 +12,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from collections import deque
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import WebSocket
 from pydantic import Field, ValidationError
+from starlette.types import Message
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from thawbox.api.answers import Body, to_json
@@ -30,6 +33,10 @@ from thawbox.sandbox.commands import Command, Ended
 
 PROTOCOL = "thawbox.v1"
 _FIRST_SECONDS = 30.0
+_AHEAD = 4 << 20
+"""Bytes of input that a command may leave unread before its client has to wait."""
+_MESSAGE = 64
+"""Bytes that a message takes at the least."""
 _Rows = Annotated[int, Field(ge=1, le=65_535)]
 
 
@@ -132,16 +139,54 @@ async def _tell(threads: Threads, websocket: WebSocket, source: Source[Output | 
 
 
 async def _hear(threads: Threads, websocket: WebSocket, command: Command) -> None:
-    """Until the client goes, or says what makes no sense."""
-    while (message := await websocket.receive())["type"] != "websocket.disconnect":
-        content: bytes | None = message.get("bytes")
-        if content is None:
-            _obey(command, Said.model_validate_json(message.get("text") or ""))
-        elif not command.feed_nowait(content):
-            await threads.do(lambda content=content: command.feed(content))  # type: ignore[misc]
+    """Until the client goes, or says what makes no sense.
+
+    Input that the command does not read waits here, so that what else the client says, and that it goes, is heard
+    meanwhile; only beyond `_AHEAD` bytes does the client wait too.
+    """
+    waiting: deque[bytes | None] = deque()  # None: no more will come
+    ahead = 0
+    receiving: asyncio.Future[Message] | None = None
+    feeding: asyncio.Future[None] | None = None
+    try:
+        while True:
+            if receiving is None and ahead < _AHEAD:
+                receiving = asyncio.ensure_future(websocket.receive())
+            if feeding is None and waiting:
+                ahead -= len(waiting[0] or b"") + _MESSAGE
+                feeding = asyncio.ensure_future(threads.do(partial(_feed, command, waiting.popleft())))
+            await asyncio.wait([one for one in (receiving, feeding) if one], return_when=asyncio.FIRST_COMPLETED)
+            if feeding is not None and feeding.done():
+                feeding.result()
+                feeding = None
+            if receiving is not None and receiving.done():
+                message, receiving = receiving.result(), None
+                if message["type"] == "websocket.disconnect":
+                    return
+                said = _obey(command, message)
+                is_next = feeding is None and not waiting
+                if said != b"" and not (is_next and said is not None and command.feed_nowait(said)):
+                    waiting.append(said)
+                    ahead += len(said or b"") + _MESSAGE
+    finally:
+        for task in (receiving, feeding):
+            if task is not None:
+                task.cancel()
 
 
-def _obey(command: Command, said: Said) -> None:
+def _feed(command: Command, content: bytes | None) -> None:
+    if content is None:
+        command.close_stdin()
+    else:
+        command.feed(content)
+
+
+def _obey(command: Command, message: Message) -> bytes | None:
+    """The input that a message brings: b"" for none, None for its end. What else it says is done at once."""
+    content: bytes | None = message.get("bytes")
+    if content is not None:
+        return content
+    said = Said.model_validate_json(message.get("text") or "")
     if said.resize is not None:
         command.resize(said.resize.opened())
     if said.signal is not None:
@@ -150,5 +195,4 @@ def _obey(command: Command, said: Said) -> None:
         except KeyError:
             raise InvalidRequest(f"there is no signal {said.signal[:20]!r}") from None
         command.signal(number)
-    if said.eof:
-        command.close_stdin()
+    return None if said.eof else b""

@@ -226,6 +226,15 @@ def test_a_terminal_that_vanishes_hangs_up(
     wait_for(lambda: sessions() == before, "init has forgotten it")
 
 
+def test_a_caller_that_vanishes_while_its_input_waits_takes_the_command_along(box: Sandbox, beside: Node) -> None:
+    with box.terminal(("sh", "-c", "echo on; exec sleep 7654"), tty=False) as terminal:
+        assert terminal.read() is not None
+        for _ in range(20):
+            terminal.write(b"x" * (64 << 10))  # nobody reads it
+        assert runs(beside, "sleep 7654")
+    wait_for(lambda: not runs(beside, "sleep 7654"), "it was killed")
+
+
 @pytest.mark.parametrize(
     ("first", "then"),
     [("{}", None), ("no json", None), ('{"argv": ["cat"], "x": 1}', None), ('{"argv": ["cat"]}', '{"signal": "NONE"}'),
