@@ -33,7 +33,8 @@ def offsets_to_go_on(stopped: Clocks) -> str:
     """What to write into a new time namespace's offsets for its clocks to go on from `stopped`.
 
     The monotonic clock stood still meanwhile; the boot clock counts the time slept, as after a suspend, unless the
-    wall clock was set back.
+    wall clock was set back. So the shell sees them; CRIU puts the tree into a namespace of its own below, whose boot
+    clock goes on from the dump like the monotonic one.
     """
     return offsets_between(stopped, _real_clocks())
 
