@@ -1,4 +1,4 @@
-"""The service: acquire over the unix socket, pairs of acquire and release for a minute, what it costs when idle.
+"""The service: acquire, code and commands over the unix socket, pairs of acquire and release, what it costs idle.
 
 Run as root: `python bench/service.py [--rounds 200] [--seconds 60] [--out docs/benchmarks]`. Writes service.{md,csv}.
 The clients are in this process, over raw sockets: a client library's own time is not the service's.
@@ -32,6 +32,8 @@ from thawbox.node import Node
 
 OUT = Path(__file__).parents[1] / "docs" / "benchmarks"
 SPEC = {"command": ["sleep", "1000000"], "memory": 32 << 20}
+CODING = "coding"
+"""The sandbox that runs code and commands."""
 PATIENCE = 60.0
 IDLE_SECONDS = 30.0
 
@@ -40,12 +42,20 @@ FRESH = "acquire, fresh connection"
 RELEASE = "release, connection kept"
 LOOK = "GET /healthz, connection kept"
 PAIR = "acquire and release under load"
+FIRST_CODE = "run_code, first in its sandbox's context"
+WARM_CODE = "run_code, interpreter there"
+COMMAND = "commands.run of `true`"
 CLOCKS = {
     KEPT: "`POST /v1/pools/{name}/leases` with a clone parked, over a connection that is open: from the first byte "
     "sent until the last byte of the answer was read; the sandbox runs then",
     FRESH: "the same with the connection's own making in the clock",
     RELEASE: "`DELETE` of that lease: until the answer; the sandbox is destroyed in the background",
     LOOK: "the cheapest request there is: what HTTP itself costs",
+    FIRST_CODE: "`POST /v1/sandboxes/{ref}/code` with `1 + 1` in a context that is not there yet: a Python "
+    "interpreter is started in the sandbox; until the answer was read",
+    WARM_CODE: "the same in a context that has run code: until the answer was read",
+    COMMAND: "`POST /v1/sandboxes/{ref}/exec` with `true`: a program is started in the sandbox and ends; until its "
+    "output and exit status were read",
     PAIR: "one acquire and its release by one of the callers that keep the pool busy for a minute, waiting for a clone "
     "included",
 }  # fmt: skip
@@ -128,6 +138,27 @@ class Bench:
         begun = time.perf_counter()
         self.kept.ask("GET", "/healthz")
         return [Timed(LOOK, (time.perf_counter() - begun) * 1000)]
+
+    def code(self) -> Sequence[Timed]:
+        """A first run in a context of its own, a second in the same; then the context is ended, outside the clock."""
+        self.quiet.append(wait_quiet(timeout=self.patience))
+        first = self.timed(FIRST_CODE, "code", {"code": "1 + 1"}, {"text": "2", "count": 1})
+        warm = self.timed(WARM_CODE, "code", {"code": "1 + 1"}, {"text": "2", "count": 2})
+        self.made("DELETE", f"/v1/sandboxes/{CODING}/code/default")
+        return [first, warm]
+
+    def command(self) -> Sequence[Timed]:
+        return [self.timed(COMMAND, "exec", {"argv": ["true"]}, {"exit_status": 0})]
+
+    def timed(self, row: str, what: str, wish: object, expected: dict[str, object]) -> Timed:
+        """One POST to the sandbox `CODING`; raises RuntimeError where the answer is not what it must be."""
+        body = json.dumps(wish).encode()
+        begun = time.perf_counter()
+        status, content = self.kept.ask("POST", f"/v1/sandboxes/{CODING}/{what}", body)
+        passed = time.perf_counter() - begun
+        if status != 200 or not expected.items() <= json.loads(content).items():
+            raise RuntimeError(f"{row}: {status} {content!r}")
+        return Timed(row, passed * 1000)
 
     def pairs(self, seconds: float, callers: int) -> tuple[list[Timed], float, float]:
         """Pairs that callers who never rest get through: each with its time, all per second, and cores used."""
@@ -212,12 +243,16 @@ def main() -> None:
         bench.made("POST", "/v1/templates", {"name": "small", "spec": SPEC})
         bench.made("POST", "/v1/pools", {"name": "single", "template": "small", "low": 2, "high": 2, "limit": 4})
         idle_cpu, idle_rss = idle(bench, IDLE_SECONDS)
+        bench.made("POST", "/v1/sandboxes", {"spec": {"command": ["sleep", "1000000"], "name": CODING}})
         scenarios = [
             Scenario("kept", {KEPT: "", RELEASE: ""}, lambda: bench.acquire(fresh=False)),
             Scenario("fresh", {FRESH: ""}, lambda: bench.acquire(fresh=True)),
             Scenario("look", {LOOK: ""}, bench.look),
+            Scenario("code", {FIRST_CODE: "", WARM_CODE: ""}, bench.code),
+            Scenario("command", {COMMAND: ""}, bench.command),
         ]
         samples = run_rounds(scenarios, rounds=options.rounds, rng=random.Random(options.seed))
+        bench.made("DELETE", f"/v1/sandboxes/{CODING}?force=true")
         bench.made("DELETE", "/v1/pools/single")
         bench.made("POST", "/v1/pools", {"name": "busy", "template": "small", "low": 8, "high": 16, "limit": 32})
         bench.wait_full("busy")
