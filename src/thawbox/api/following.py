@@ -18,8 +18,9 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from thawbox.api.answers import HEARTBEAT
+from thawbox.api.awaited import Awaited
 from thawbox.api.events import HEARTBEAT_SECONDS
-from thawbox.errors import Busy
+from thawbox.errors import Busy, CommandInterrupted
 
 _T = TypeVar("_T")
 MOST_FOLLOWED = 500
@@ -62,8 +63,9 @@ class Source(Generic[_T]):
 class Threads:
     """The threads of everybody who follows something."""
 
-    def __init__(self, ending: asyncio.Event, *, most: int = MOST_FOLLOWED) -> None:
+    def __init__(self, ending: asyncio.Event, *, most: int = MOST_FOLLOWED, awaited: Awaited | None = None) -> None:
         self._ending = ending
+        self._awaited = awaited or Awaited()
         self._most = most
         self._admitted = 0
         self._limiter = CapacityLimiter(
@@ -85,9 +87,18 @@ class Threads:
         return await to_thread.run_sync(act, limiter=self._limiter)
 
     async def do_while_heard(self, receive: Receive, act: Callable[[], _T], abandon: Callable[[], None]) -> _T:
-        """Do it, and `abandon` it, in whatever thread it runs, when the caller goes or the service ends."""
-        async with self.hearing(receive, abandon):
-            return await self.do(act)
+        """Do it, and `abandon` it, in whatever thread it runs, when the caller goes or the service ends.
+
+        A service that stops waits for it until its deadline; CommandInterrupted then.
+        """
+        try:
+            with self._awaited.one():
+                async with self.hearing(receive, abandon):
+                    return await self.do(act)
+        except CommandInterrupted:
+            if self._ending.is_set():
+                raise CommandInterrupted("the service stopped before the command had ended") from None
+            raise
 
     @contextlib.asynccontextmanager
     async def hearing(self, receive: Receive, gone: Callable[[], None]) -> AsyncGenerator[None]:

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from thawbox.api.awaited import Awaited
 from thawbox.api.book import Book
 from thawbox.api.events import Events
 from thawbox.api.facts import Doctor, facts_of
@@ -59,6 +60,7 @@ class Service:
         self.doctor = Doctor()
         self.ending = asyncio.Event()
         """Set when the service stops: streams end by it."""
+        self.awaited = Awaited()
 
     def __enter__(self) -> Self:
         context = self.node.context

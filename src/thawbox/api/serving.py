@@ -144,6 +144,7 @@ class _Server(uvicorn.Server):
         has_ended = await to_thread.run_sync(partial(self._service.stop, timeout=self._drain_timeout))
         if not has_ended:
             _log.warning("serve.forced", under_way=self._service.operations.under_way)
+        await self._service.awaited.wait_none(self.seconds_left())
         self._service.ending.set()
         self._service.events.bell.ring()
         self.config.timeout_graceful_shutdown = max(1, round(self.seconds_left()))

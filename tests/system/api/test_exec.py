@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,17 @@ import pytest
 
 from cli_process import Cli
 from service import Served, start, wait_for
+from serving import Serving
 from thawbox.client import Client
 from thawbox.client.sync.sandbox import Sandbox
-from thawbox.errors import CommandInterrupted, InvalidRequest, InvalidTransition, SandboxNotFound, ThawboxError
+from thawbox.errors import (
+    CommandInterrupted,
+    InvalidRequest,
+    InvalidTransition,
+    SandboxNotFound,
+    ThawboxError,
+    Unavailable,
+)
 from thawbox.node import Node
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -274,3 +283,35 @@ def test_a_stopping_service_ends_what_is_followed_and_the_sandbox_runs_on(node: 
     process.stdout.close()
     wait_for(lambda: not runs(node, "sleep 5432"), "the command is gone")
     assert node.sandbox("box").state.value == "running"
+
+
+def test_a_stopping_service_waits_for_a_command_whose_outcome_is_awaited_and_takes_no_other_on(home: Path) -> None:
+    process, service = start(Cli(home))
+    with Client(service.url, retries=0) as client, ThreadPoolExecutor() as threads:
+        box = client.run(("sleep", "1000"), name="box")
+        waiting = "touch /tmp/begun; until [ -e /tmp/go ]; do sleep 0.05; done; echo done"
+        running = threads.submit(box.commands.run, waiting)
+        wait_for(lambda: box.files.exists("/tmp/begun"), "the command has begun")
+        process.terminate()
+        wait_for(lambda: not client.is_ready(), "the service is stopping")
+        with pytest.raises(Unavailable):
+            box.commands.run("true")
+        box.files.write("/tmp/go", "")
+        assert running.result().stdout == "done\n"
+    assert process.wait(60) == 0
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def test_a_command_that_outlasts_the_drain_is_told_why_it_was_ended(home: Path) -> None:
+    serving = Serving(home, ("--drain-timeout", "1")).start()
+    try:
+        with Client(f"unix:{home}/serve.sock", retries=0) as client, ThreadPoolExecutor() as threads:
+            box = client.run(("sleep", "1000"), name="box")
+            running = threads.submit(box.commands.run, "touch /tmp/begun; exec sleep 1000")
+            wait_for(lambda: box.files.exists("/tmp/begun"), "the command has begun")
+            assert serving.end() == 0
+            with pytest.raises(CommandInterrupted, match="the service stopped"):
+                running.result()
+    finally:
+        serving.close()

@@ -28,7 +28,7 @@ class Code(Body):
 
 def router(service: Service) -> APIRouter:
     routes = resource("/v1/sandboxes", "code")
-    threads = Threads(service.ending)
+    threads = Threads(service.ending, awaited=service.awaited)
 
     @routes.post("/{ref}/code")
     async def run_code(ref: Reference, wish: Code, request: Request, _: User) -> (
@@ -38,6 +38,7 @@ def router(service: Service) -> APIRouter:
 
         What the code raises is part of the answer. If the caller goes away, the code is interrupted.
         """
+        service.check_ready()
         with threads.admitted():
             run = await threads.do(
                 lambda: service.sandbox(ref).run_code(wish.code, context=wish.context, timeout=wish.timeout)

@@ -59,7 +59,7 @@ class Exec(Body):
 
 def router(service: Service) -> APIRouter:
     routes = resource("/v1/sandboxes", "exec")
-    threads = Threads(service.ending)
+    threads = Threads(service.ending, awaited=service.awaited)
 
     @routes.post("/{ref}/exec")
     async def run_command(ref: Reference, wish: Exec, request: Request, _: User) -> (
@@ -72,6 +72,7 @@ def router(service: Service) -> APIRouter:
         """
         if wish.detach:
             return Answer(await threads.do(lambda: _detached(service, ref, wish)))
+        service.check_ready()
         with threads.admitted():
             started = await threads.do(lambda: _started(service, ref, wish))
             if isinstance(started, Command) and not wants_stream(request):
