@@ -7,6 +7,7 @@ Rule 2: a listener holds only its place. One that is slow, or gone, costs nobody
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
@@ -114,12 +115,14 @@ class Events:
     async def follow(
         self, *, after: int | None = None, wanted: Iterable[str] = (), until: asyncio.Event | None = None
     ) -> AsyncGenerator[Event | None]:
-        """Events from `after` on (default: from now), for ever or `until`; None where nothing happened for long.
+        """Events from `after` on (default: from now), for ever or `until`; None where nothing wanted happened for long.
 
         `wanted` are kinds, or beginnings of kinds that end with a dot; empty: all.
         """
         kinds = tuple(wanted)
         place = self._last if after is None else after
+        clock = asyncio.get_running_loop().time
+        told_at = clock()
         while until is None or not until.is_set():
             rung = self.bell.next_ring()
             found = self.after(place)
@@ -127,10 +130,11 @@ class Events:
                 place = event.id
                 if not kinds or event.kind in kinds or event.kind.startswith(tuple(k for k in kinds if k[-1] == ".")):
                     yield event
-            if found:
-                continue
-            place = min(place, self._last)
-            try:
-                await asyncio.wait_for(rung.wait(), HEARTBEAT_SECONDS)
-            except TimeoutError:
+                    told_at = clock()
+            if not found:
+                place = min(place, self._last)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(rung.wait(), max(0.0, told_at + HEARTBEAT_SECONDS - clock()))
+            if clock() - told_at >= HEARTBEAT_SECONDS:
                 yield None
+                told_at = clock()
