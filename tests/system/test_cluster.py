@@ -12,10 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cluster_home import Cluster, a_cluster
-from thawbox.cluster.state import is_there
+from guests import interpreter_spec
+from thawbox.cluster.state import is_there, pool_of
 from thawbox.config import load_settings
 from thawbox.node import Node
 
@@ -82,7 +84,7 @@ def in_state(cluster: Cluster, state: str) -> list[dict[str, Any]]:
 
 
 def parked(cluster: Cluster) -> list[dict[str, Any]]:
-    return [one for one in in_state(cluster, "parked") if is_there(one)]
+    return [one for one in in_state(cluster, "parked") if is_there(one) and pool_of(one) == "tiny"]
 
 
 def parked_nodes(cluster: Cluster) -> set[str]:
@@ -97,10 +99,13 @@ def ask(url: str, path: str, body: dict[str, Any] | None = None, method: str = "
     return found
 
 
-def told_by(cluster: Cluster, claim: dict[str, Any]) -> list[str]:
-    """What the program in a claim's clone says over its socket, asked from inside the pod's network."""
+def told_by(cluster: Cluster, claim: dict[str, Any], word: str = "") -> list[str]:
+    """What the program in a claim's clone says over its socket to this word, asked from inside the pod's network."""
     pod = cluster.get("pods", claim["pod"])
-    asked = f"import socket; print(socket.create_connection(('127.0.0.1', {PORT}), 60).recv(200).decode())"
+    asked = (
+        f"import socket; s = socket.create_connection(('127.0.0.1', {PORT}), 60); s.sendall({word.encode()!r}); "
+        "s.shutdown(socket.SHUT_WR); print(s.recv(200).decode())"
+    )
     return cluster.placeholders[pod["metadata"]["uid"]].run("python3", "-c", asked).stdout.split()
 
 
@@ -170,3 +175,14 @@ def test_a_killed_nodes_claim_comes_back_on_the_other_as_itself(cluster: Cluster
         lost = cluster.until(lambda: cluster.get("claims", unreplicated["id"])["status"]["phase"] == "Lost", "the loss")
         assert lost
     cluster.until(lambda: parked_nodes(cluster) == {other}, "the pool parked anew on what is left")
+
+
+def test_a_claims_environment_is_given_to_its_clone(cluster: Cluster, two_nodes: dict[str, Any], scratch: Path) -> None:
+    url = two_nodes["dispatcher"].said["url"]
+    spec = msgspec.to_builtins(interpreter_spec("guest.when_given(lambda event: events.append(event.what))"))
+    cluster.apply("templates", "told", {"sandbox": spec, "store": f"file://{scratch / 'store'}", "captureSeconds": 120})
+    cluster.apply("pools", "told", {"template": "told", "low": 1, "high": 1, "limit": 1})
+    claim = ask(url, "/v1/claims", {**CLAIM, "pool": "told", "environment": {"WHO": "me"}})
+    assert told_by(cluster, claim, "answer = [os.environ['WHO'], *events]") == ['{"answer":', '["me",', '"given"]}']
+    for plural in ("pools", "templates"):
+        cluster.delete(plural, "told")

@@ -69,10 +69,11 @@ class Backend(Protocol):
         """What a pod is now. A pod that started cold is broken, and says so."""
         ...
 
-    async def acquire(self, pod: Json) -> Json:
-        """Let the clone of a leased pod run, and its pod become ready: `{"id", "name"}` of its sandbox.
+    async def acquire(self, pod: Json, *, environment: Json | None = None) -> Json:
+        """Let the clone of a leased pod run, given its claim's environment: `{"id", "name"}` of its sandbox.
 
-        May be asked twice. Raises NotFound when there is no clone any more, Unavailable when nobody answers.
+        May be asked twice. Raises NotFound when there is no clone any more, Unavailable when nobody answers,
+        InvalidRequest or Unsupported when it takes no environment.
         """
         ...
 
@@ -154,8 +155,9 @@ class NodeBackend:
         why = notes_of(pod).get(f"{GROUP}/why", "")
         return Look(state_of(pod), why, Reason.NODE_REFUSED if state_of(pod) == BROKEN else None)
 
-    async def acquire(self, pod: Json) -> Json:
-        done = await self._nodes.acquire(self._state.urls.get(pod["spec"]["nodeName"], ""), pod["metadata"]["uid"])
+    async def acquire(self, pod: Json, *, environment: Json | None = None) -> Json:
+        url = self._state.urls.get(pod["spec"]["nodeName"], "")
+        done = await self._nodes.acquire(url, pod["metadata"]["uid"], environment=environment)
         return {"id": done["id"], "name": done["name"]}
 
 

@@ -259,7 +259,7 @@ class Binding:
             pod = await self.swap(claim, pod)
         backend = self._backend_of(claim)
         try:
-            sandbox = await backend.acquire(pod)
+            sandbox = await backend.acquire(pod, environment=claim["spec"].get("environment"))
         except (NotFound, EngineError) as error:
             await self.break_pod(pod, str(error))
             raise

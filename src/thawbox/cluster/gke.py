@@ -17,7 +17,7 @@ from thawbox.cluster.facts import Reason
 from thawbox.cluster.index import Index
 from thawbox.cluster.kube import PODS, SNAPSHOTS, TRIGGERS, Kind, Kube
 from thawbox.cluster.state import BROKEN, EMPTY, LEASED, PARKED, notes_of, state_of
-from thawbox.errors import DumpFailed, NotFound, Unavailable
+from thawbox.errors import DumpFailed, NotFound, Unavailable, Unsupported
 
 PS_NAME = "podsnapshot.gke.io/ps-name"
 RESTORED = "PodRestored"
@@ -80,7 +80,12 @@ class GkeBackend:
             return Look(BROKEN, f"it started cold: no condition {RESTORED}", Reason.COLD_START)
         return Look(EMPTY)
 
-    async def acquire(self, pod: Json) -> Json:
+    async def acquire(self, pod: Json, *, environment: Json | None = None) -> Json:
+        if environment:
+            raise Unsupported(
+                "a pod that GKE restored cannot be given an environment",
+                remediation="claim without one, and hand it over at the pod's address",
+            )
         found = await self._kube.get(PODS, pod["metadata"]["name"])
         if "deletionTimestamp" in found["metadata"] or found.get("status", {}).get("phase") != "Running":
             raise NotFound(f"the pod {found['metadata']['name']} no longer runs")

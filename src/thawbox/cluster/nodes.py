@@ -51,9 +51,14 @@ class Nodes:
         for client in self._clients.values():
             await client.aclose()
 
-    async def acquire(self, url: str, pod: str) -> Json:
-        """Let a parked clone run; raises NotFound when it is there no longer, Unavailable when nobody answers."""
-        return await self._ask(url, "POST", f"/v1/placeholders/{quote(pod)}/acquire", timeout=ACQUIRE_SECONDS)
+    async def acquire(self, url: str, pod: str, *, environment: Json | None = None) -> Json:
+        """Let a parked clone run, with this environment given to it.
+
+        Raises NotFound when it is there no longer, Unavailable when nobody answers, InvalidRequest when its programs
+        take no environment.
+        """
+        wish = {"environment": environment} if environment else None
+        return await self._ask(url, "POST", f"/v1/placeholders/{quote(pod)}/acquire", wish, timeout=ACQUIRE_SECONDS)
 
     async def freeze(self, url: str, pod: str) -> Json:
         return await self._ask(url, "POST", f"/v1/placeholders/{quote(pod)}/freeze")

@@ -47,6 +47,10 @@ class MakeGolden(Body):
     url: str = ""
 
 
+class Acquiring(Body):
+    environment: Annotated[dict[str, str], Field(default_factory=dict)]
+
+
 class Keep(Body):
     url: str = ""
 
@@ -77,12 +81,14 @@ def router(service: Service) -> APIRouter:
         return Answer({**_shown(sandbox), "ms": ms}, status_code=201)
 
     @routes.post("/{pod}/acquire")
-    def acquire(pod: Reference, _: Admin) -> Answer[shown.PlacedIn]:
-        """Let a parked clone run."""
+    def acquire(pod: Reference, _: Admin, wish: Acquiring | None = None) -> Answer[shown.PlacedIn]:
+        """Let a parked clone run, and give its programs their environment; given again where this is asked again."""
         begun = time.perf_counter()
         sandbox = _alive(here(), pod)
         if sandbox.state is Phase.FROZEN:
             sandbox.thaw()
+        if wish is not None and wish.environment:
+            sandbox.give(environment=wish.environment)
         return Answer({**_shown(sandbox), "ms": round((time.perf_counter() - begun) * 1000, 3)})
 
     @routes.post("/{pod}/freeze")
