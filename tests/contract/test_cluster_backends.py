@@ -1,4 +1,4 @@
-"""The back ends of the dispatcher: what waits is a clone, and whatever is none is never handed out."""
+"""The `gke` back end: what waits is a clone, and whatever is none is never handed out."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Two ways to have clones of a golden pod wait: `node` restores into placeholders, `gke` restores by Pod Snapshots.
 
-`Backend` is what the dispatcher asks of either; tests/contract/test_cluster_backends.py holds both to it.
+`Backend` is what the dispatcher asks of either; test_cluster_backends.py and test_cluster_node_backend.py in
+tests/contract hold `gke` and `node` to it.
 """
 
 from __future__ import annotations
