@@ -11,7 +11,11 @@ import httpx
 import pytest
 
 from cli_process import Cli
+from service import wait_for
 from serving import SLEEP, TINY, Listener, Serving, made, problem, sse
+from thawbox.config import load_settings
+from thawbox.model import Phase
+from thawbox.node import Node
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(300)]
 
@@ -228,3 +232,25 @@ def test_input_that_is_not_base64_is_refused(root: httpx.Client, given: str) -> 
     wish = {"argv": ["cat"], "stdin_base64": given}
     problem(root.post("/v1/sandboxes/nothing/exec", json=wish), 400, "invalid")
     problem(root.post("/v1/sandboxes/nothing/exec", json={**wish, "detach": True}), 400, "invalid")
+
+
+def test_a_service_that_was_stopped_finds_its_parked_clones_again(home: Path) -> None:
+    serving = Serving(home).start()
+    try:
+        root = serving.client()
+        made(root.post("/v1/templates", json={"name": "small", "spec": SLEEP}))
+        made(root.post("/v1/pools", json={"name": "small", "template": "small", "low": 3, "high": 3, "limit": 4}))
+        wait_for(lambda: made(root.get("/v1/pools/small"), 200)["parked"] == 3, "three are parked")
+
+        def parked() -> set[str]:
+            with Node(load_settings(home=home)) as node:
+                return {record.id for record in node.context.journal.all() if record.phase is Phase.FROZEN}
+
+        before = parked()
+        assert serving.end() == 0
+        assert parked() == before
+        root = serving.start().client()
+        wait_for(lambda: made(root.get("/v1/pools/small"), 200)["parked"] == 3, "they are parked again")
+        assert parked() == before
+    finally:
+        serving.close()

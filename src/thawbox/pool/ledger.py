@@ -110,6 +110,7 @@ class Ledger:
         self._retry_at = 0.0
         self._refill_at: float | None = None
         self._closed: Exception | None = None
+        self._keeps = False
 
     # --- what callers do --------------------------------------------------------------------------------------
 
@@ -283,8 +284,9 @@ class Ledger:
         times += [self._refill_at] if self._refill_at is not None else []
         return min(at - now for at in (*times, now + _RETHINK) if at > now)
 
-    def close(self, why: str) -> None:
-        """Give out nothing any more, and refuse whoever waits."""
+    def close(self, why: str, *, keep: bool) -> None:
+        """Give out nothing any more, and refuse whoever waits. With `keep` what is parked stays for who comes next."""
+        self._keeps = keep and (self._closed is None or self._keeps)
         if self._closed is None:
             self._closed = Unavailable(f"pool {self.name} {why}", remediation="use another pool, or open it again")
         self._refuse_waiters(self._closed)
@@ -378,7 +380,8 @@ class Ledger:
     def _order(self, now: float, room: int | None) -> int:
         """Let go what is to be destroyed; how many restores begin now."""
         if self._closed is not None:
-            self._let_go(self.parked())
+            if not self._keeps:
+                self._let_go(self.parked())
             return 0
         orders = plan(
             self.counts(), self.marks, target=self.target(now=now), parallel=self._parallel,

@@ -193,7 +193,7 @@ class Pool:
         Leases that have not ended after `timeout` seconds (None: at the end of their time) are ended.
         """
         with self._lock:
-            self._ledger.close("is draining")
+            self._ledger.close("is draining", keep=False)
             self._wake()
             if not self._lock.wait_for(lambda: self._closing or self._is_without_leases(), timeout):
                 self._ledger.end_leases()
@@ -205,9 +205,12 @@ class Pool:
         self.close()
 
     def refuse(self, why: str) -> None:
-        """Give out nothing any more, and tell those who wait so; leases run on. `why` goes on after the pool's name."""
+        """Give out nothing any more, and tell those who wait so. `why` goes on after the pool's name.
+
+        Leases run on, and what is parked stays parked.
+        """
         with self._lock:
-            self._ledger.close(why)
+            self._ledger.close(why, keep=True)
         self._wake()
 
     def close(self) -> None:
@@ -216,7 +219,7 @@ class Pool:
             if self._closing:
                 return
             self._closing = True
-            self._ledger.close("is closed")
+            self._ledger.close("is closed", keep=True)
             self._lock.notify_all()
         self._wake()
         if self._tender.ident is not None:
