@@ -158,6 +158,20 @@ def test_checking_a_replica_names_what_is_wrong_and_repair_makes_it_good_from_an
     assert all(not one.faults for one in elsewhere.check([record.id]))
 
 
+def test_a_copy_that_cannot_be_repaired_keeps_no_other_from_it(
+    here: Store, there: Store, make_backend: MakeBackend
+) -> None:
+    lost, kept = put(here, os.urandom(50_000)), put(here, os.urandom(50_000))
+    bad, good = make_backend(), make_backend()
+    push(here, bad, lost.id)
+    push(here, bad, kept.id)
+    push(here, good, kept.id)
+    damage(bad, here, kept.id)  # of both: all chunks are
+    of_lost, _, of_kept, _ = replicas(there, [bad, good]).check([lost.id, kept.id], repair=True)
+    assert (of_lost.repaired, of_kept.repaired) == (False, True)
+    assert of_lost.faults
+
+
 def test_when_every_copy_is_damaged_nothing_comes_in(here: Store, there: Store, make_backend: MakeBackend) -> None:
     record = put(here, os.urandom(300_000))
     regions = [make_backend(), make_backend()]

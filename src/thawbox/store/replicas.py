@@ -11,7 +11,6 @@ Rule 3: nothing here trusts what comes from a replica (`pull`), or waits for one
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -109,7 +108,7 @@ class Replicas:
         damaged = {fault.where for fault in report.faults if fault.kind.wants_repair}
         for backend in self.backends:
             if backend.where in damaged:
-                self._later(partial(self._repair_quietly, backend, snapshot))
+                self._later(partial(self._repair_behind, backend, snapshot))
         return snapshot
 
     def resolve(self, reference: str) -> SnapshotId:
@@ -189,36 +188,45 @@ class Replicas:
     def check(
         self, snapshots: Iterable[SnapshotId], *, repair: bool = False, progress: Callable[[], None] = lambda: None
     ) -> tuple[Checked, ...]:
-        """Read every byte of every replica's copy; with `repair`, damaged ones are made good from a sound one."""
+        """Read every byte of every replica's copy; with `repair`, damaged ones are made good from a sound one.
+
+        What cannot be made good is told by its faults, and why by the log; the rest is read and repaired all the same.
+        """
         found: list[Checked] = []
         for snapshot in snapshots:
             for backend in self.backends:
                 faults = check_replica(backend, Codec(sealer_of(self._store.keys)), snapshot)
                 self._tell(snapshot, faults, is_logged=False)  # the caller is told
                 wanted = repair and any(fault.kind.wants_repair for fault in faults)
-                found.append(Checked(backend.where, snapshot, faults, wanted and self._repair(backend, snapshot)))
+                found.append(Checked(backend.where, snapshot, faults, wanted and self._is_repaired(backend, snapshot)))
                 progress()
         return tuple(found)
 
     # --- repairing --------------------------------------------------------------------------------------------
 
-    def _repair(self, backend: Backend, snapshot: SnapshotId) -> bool:
-        """Replace what is wrong in a replica's copy by what is right here, or in another replica."""
+    def _repair_behind(self, backend: Backend, snapshot: SnapshotId) -> None:
+        self._is_repaired(backend, snapshot)
+
+    def _is_repaired(self, backend: Backend, snapshot: SnapshotId) -> bool:
+        """Replace what is wrong in a replica's copy; False, and the log says why, when that cannot be."""
+        try:
+            self._repair(backend, snapshot)
+        except (BackendUnavailable, IntegrityError, InvalidRequest, SnapshotNotFound) as error:
+            log_error("replica.repair-failed", where=backend.where, snapshot=snapshot, cause=error.cause)
+        except OSError as error:
+            log_error("replica.repair-failed", where=backend.where, snapshot=snapshot, cause=str(error))
+        else:
+            log_notice("replica.repaired", where=backend.where, snapshot=snapshot)
+            return True
+        return False
+
+    def _repair(self, backend: Backend, snapshot: SnapshotId) -> None:
+        """By what is right here, or in another replica."""
         others = [one for one in self.backends if one.where != backend.where]
         with self._telemetry.step("replica.repair", snapshot=snapshot):
             if others:  # brings nothing where ours is whole and sound
                 pull(self._store, others, snapshot, patience=self._patience)
             push(self._store, backend, snapshot, repair=True)
-        return True
-
-    def _repair_quietly(self, backend: Backend, snapshot: SnapshotId) -> None:
-        with contextlib.suppress(OSError):
-            try:
-                self._repair(backend, snapshot)
-            except (BackendUnavailable, IntegrityError, InvalidRequest, SnapshotNotFound) as error:
-                log_error("replica.repair-failed", where=backend.where, snapshot=snapshot, cause=error.cause)
-                return
-            log_notice("replica.repaired", where=backend.where, snapshot=snapshot)
 
     def _tell(self, snapshot: SnapshotId, faults: Sequence[Fault], *, is_logged: bool = True) -> None:
         """Report each replica that failed, once for each way in which it did."""
