@@ -135,6 +135,20 @@ def test_an_idle_sandbox_is_not_stored_twice(node: Node) -> None:
         assert len(node.snapshots()) == len({first.id, second.id})
 
 
+def test_an_idle_clones_first_snapshot_brings_back_the_clone(node: Node) -> None:
+    """What it came from would bring back the original, and may be somebody else's to name."""
+    with node.run(Spec(SLEEPER)) as sandbox:
+        golden = sandbox.checkpoint()
+        with golden.clone() as clone:
+            first = clone.checkpoint(skip_if_clean=True, name="mine")
+            assert first.id != golden.id
+            assert golden.stored.facts.names == ()
+            second = clone.checkpoint(skip_if_clean=True)
+            assert clone.checkpoint(skip_if_clean=True).id == second.id
+            clone.stop()
+            assert first.restore()[0].id == clone.id
+
+
 @pytest.mark.parametrize("change", ["echo 1 > /root/new", "chmod 700 /root", "rm /etc/hosts"])
 def test_a_changed_file_alone_makes_a_sandbox_unclean(node: Node, change: str) -> None:
     with node.run(Spec(("sh", "-c", f"read -r _ < /root/go; {change}; sleep infinity"))) as sandbox:
