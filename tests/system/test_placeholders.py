@@ -166,7 +166,27 @@ def test_a_failed_placing_leaves_the_placeholder_empty_and_alive(node: Node, gol
         park_in_placeholder(node.context, golden.snapshot, pid=os.getpid(), pod="self")
     kept = park(node, golden, pod).record
     with pytest.raises(InvalidRequest, match="--net nat"):
-        enter_placeholder(node.context, replace(kept, spec=replace(kept.spec, net=Net.NAT)))
+        enter_placeholder(node.context, replace(kept, spec=replace(kept.spec, net=Net.NAT)), ExitStack())
     empty_placeholder(node.context, pod.uid)
     assert pod.members() == {pod.pid}
     assert node.sandboxes() == []
+
+
+def test_what_leaves_a_placeholder_has_its_groups_where_every_other_sandbox_has_them(
+    node: Node, golden: Template, place: Place
+) -> None:
+    pod = place("pod-0")
+    sandbox = park(node, golden, pod)
+    groups = node.context.cgroup(sandbox.id).path
+    snapshot = sandbox.checkpoint(stop=True)
+    back, _ = snapshot.restore()
+    assert told_by(back)[0]
+    assert node.context.cgroup(back.id).path != groups
+    assert node.context.cgroup(back.id).path.is_dir()
+    with pytest.raises(KeyError), ExitStack() as undo:  # a placing that fails later
+        enter_placeholder(node.context, replace(back.record, placeholder=pod.pid), undo)
+        assert node.context.cgroup(back.id).path == groups
+        raise KeyError
+    assert node.context.cgroup(back.id).path.is_dir()
+    back.remove(force=True)
+    assert pod.members() == {pod.pid}

@@ -84,7 +84,7 @@ def _clone(
             else:
                 record, rootfs = found_record(context, planned, fetched, undo)
                 if placeholder:
-                    enter_placeholder(context, record)
+                    enter_placeholder(context, record, undo)
                 shell = raise_shell(context, record, rootfs, start_init=False, clock_offsets=clocks_for(body))
         undo.callback(take_down, context, record, shell.keeper)
         record = revive_tree(context, record, shell, body, fetched, eager=eager)

@@ -8,6 +8,7 @@ snapshot's, not the placeholder's, whose own overlay nobody touches.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from thawbox.errors import InvalidRequest, NotFound
@@ -16,16 +17,42 @@ from thawbox.sandbox.context import Context
 from thawbox.sandbox.journal import Record
 
 
-def enter_placeholder(context: Context, record: Record) -> None:
-    """Note whose groups the sandbox's own are made below; raises NotFound, InvalidRequest."""
+def enter_placeholder(context: Context, record: Record, undo: ExitStack) -> None:
+    """Note whose groups the sandbox's own are made below; `undo` notes again what was before.
+
+    Raises NotFound, InvalidRequest.
+    """
     groups = read_groups(record.placeholder)
     if record.spec.net is not Net.NONE:
         raise InvalidRequest(
             f"{record.name} brings a network of its own into a placeholder, which has one",
             remediation="make the template without --net nat",
         )
-    context.directory(record.id).mkdir(mode=0o700, parents=True, exist_ok=True)
-    context.placeholder_groups(record.id).write_text(groups)
+    _note(context, record, groups, undo)
+
+
+def leave_placeholder(context: Context, record: Record, undo: ExitStack) -> None:
+    """Have the groups of a sandbox below the node's own from now on; `undo` notes again what was before."""
+    _note(context, record, None, undo)
+
+
+def _note(context: Context, record: Record, groups: str | None, undo: ExitStack) -> None:
+    file = context.placeholder_groups(record.id)
+    try:
+        before = file.read_text()
+    except FileNotFoundError:
+        before = None
+    if before != groups:
+        undo.callback(_write, file, before)
+        _write(file, groups)
+
+
+def _write(file: Path, groups: str | None) -> None:
+    if groups is None:
+        file.unlink(missing_ok=True)
+        return
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file.write_text(groups)
 
 
 def read_groups(pid: int) -> str:

@@ -16,7 +16,7 @@ from thawbox.sandbox.context import Context
 from thawbox.sandbox.hooks import NOTHING, Injection
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.observe import observe
-from thawbox.sandbox.placeholders import enter_placeholder
+from thawbox.sandbox.placeholders import enter_placeholder, leave_placeholder
 from thawbox.sandbox.readiness import wait_ready
 from thawbox.sandbox.reviving import (
     RestoreTimes,
@@ -73,8 +73,7 @@ def _restore(
                 context.journal.add(planned)
                 undo.callback(context.journal.remove, planned.id)
             record, rootfs = found_record(context, planned, fetched, undo)
-            if placeholder:
-                enter_placeholder(context, record)
+            (enter_placeholder if placeholder else leave_placeholder)(context, record, undo)
             with context.telemetry.step("shell", sandbox=record.id):
                 shell = raise_shell(context, record, rootfs, start_init=False, clock_offsets=clocks_for(body))
             undo.callback(take_down, context, record, shell.keeper)
