@@ -150,3 +150,15 @@ def test_a_connection_that_is_cut_off_is_worth_another_try(sent: bytes) -> None:
                     await ask()
 
     asyncio.run(asyncio.wait_for(asked(), 90))
+
+
+def test_an_api_server_that_is_overloaded_is_not_asked_again_behind_our_back() -> None:
+    async def asked(server: Server) -> None:
+        async with connected(namespace="default", server=server.url) as kube:
+            server.refuse_next.append(503)
+            with pytest.raises(Unavailable):
+                await kube.list(DEFINITIONS)
+            assert (await kube.list(DEFINITIONS))["items"] == []
+
+    with Server() as server:
+        asyncio.run(asyncio.wait_for(asked(server), 90))

@@ -220,7 +220,7 @@ async def connected(*, namespace: str, server: str = "", kubeconfig: str = "") -
             raise Unavailable(
                 f"no cluster: {error}", remediation="run in a pod, or name --kubeconfig or --server"
             ) from error
-    settings.retries = False
+    settings.retries = None  # False is 0 attempts to its retrying, which never gets to an end of them then
     settings.connection_pool_maxsize = 200
     api = client.ApiClient(settings)
     closing: Any = api.close
