@@ -57,15 +57,18 @@ def all_placed(context: Context) -> list[Record]:
 
 def sandbox_in(context: Context, pod: str) -> Sandbox | None:
     """What a pod's placeholder holds, dead or alive."""
-    found = [record for record in context.journal.all() if record.owner == owner_of(pod)]
-    return Sandbox(context, found[-1]) if found else None
+    found = _all_in(context, pod)
+    return found[-1] if found else None
 
 
 def empty_placeholder(context: Context, pod: str) -> None:
     """Kill and remove what a pod's placeholder holds; nothing happens when that is nothing."""
-    sandbox = sandbox_in(context, pod)
-    if sandbox is not None:
+    for sandbox in _all_in(context, pod):
         sandbox.remove(force=True)
+
+
+def _all_in(context: Context, pod: str) -> list[Sandbox]:
+    return [Sandbox(context, record) for record in context.journal.all() if record.owner == owner_of(pod)]
 
 
 @contextlib.contextmanager

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
+from collections.abc import Generator
 from typing import Annotated, Any
+from weakref import WeakValueDictionary
 
 import msgspec
 from fastapi import APIRouter
@@ -15,7 +18,7 @@ from pydantic import Field
 
 from thawbox.api import shown
 from thawbox.api.access import Admin
-from thawbox.api.answers import Answer, Body, Reference, resource
+from thawbox.api.answers import Answer, Body, Patience, Reference, resource
 from thawbox.api.service import Service
 from thawbox.errors import InvalidRequest, NotFound, SandboxNotFound, SnapshotNotFound
 from thawbox.model import Phase, SnapshotId, Spec, checked_name
@@ -28,6 +31,25 @@ from thawbox.sandbox.placing import (
     recover_in_placeholder,
     sandbox_in,
 )
+
+MOST_SLOW = 32
+"""Placings and captures under way, each of which may wait minutes for a store: in threads that nobody else needs."""
+
+
+class Pods:
+    """One change at a time to what a pod holds."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        self._guard = threading.Lock()
+
+    @contextlib.contextmanager
+    def alone(self, pod: str) -> Generator[None]:
+        """Wait until nobody else changes this pod, and keep others from it."""
+        with self._guard:
+            mine = self._locks.setdefault(pod, threading.Lock())
+        with mine:
+            yield
 
 
 class Placing(Body):
@@ -57,6 +79,8 @@ class Keep(Body):
 
 def router(service: Service) -> APIRouter:
     routes = resource("/v1/placeholders", "placeholders")
+    slowly = Patience(MOST_SLOW)
+    pods = Pods()
 
     def here() -> Context:
         return service.node.context
@@ -68,17 +92,22 @@ def router(service: Service) -> APIRouter:
         return Answer({"placeholders": placed, "machine": here().machine})
 
     @routes.post("", status_code=201)
-    def place(wish: Placing, _: Admin) -> Answer[shown.PlacedIn]:
+    async def place(wish: Placing, _: Admin) -> Answer[shown.PlacedIn]:
         """Park a clone of a snapshot in a placeholder, or recover the very sandbox that it was made of there."""
-        begun = time.perf_counter()
-        snapshot = SnapshotId(wish.snapshot)
-        _bring(here(), snapshot, wish.url)
-        if wish.recover:
-            sandbox = recover_in_placeholder(here(), snapshot, pid=wish.pid, pod=wish.pod)
-        else:
-            sandbox = park_in_placeholder(here(), snapshot, pid=wish.pid, pod=wish.pod, name=wish.name)
-        ms = round((time.perf_counter() - begun) * 1000, 3)
-        return Answer({**_shown(sandbox), "ms": ms}, status_code=201)
+        pod = checked_name(wish.pod, "pod")
+
+        def act() -> shown.PlacedIn:
+            begun = time.perf_counter()
+            snapshot = SnapshotId(wish.snapshot)
+            _bring(here(), snapshot, wish.url)
+            with pods.alone(pod):
+                if wish.recover:
+                    sandbox = recover_in_placeholder(here(), snapshot, pid=wish.pid, pod=pod)
+                else:
+                    sandbox = park_in_placeholder(here(), snapshot, pid=wish.pid, pod=pod, name=wish.name)
+            return {**_shown(sandbox), "ms": round((time.perf_counter() - begun) * 1000, 3)}
+
+        return Answer(await slowly(act), status_code=201)
 
     @routes.post("/{pod}/acquire")
     def acquire(pod: Reference, _: Admin, wish: Acquiring | None = None) -> Answer[shown.PlacedIn]:
@@ -99,37 +128,54 @@ def router(service: Service) -> APIRouter:
         return Answer(_shown(sandbox))
 
     @routes.post("/{pod}/checkpoint", status_code=201)
-    def checkpoint(pod: Reference, keep: Keep, _: Admin) -> Answer[shown.Sent]:
+    async def checkpoint(pod: Reference, keep: Keep, _: Admin) -> Answer[shown.Sent]:
         """A snapshot of what is in a placeholder, sent to `url`, and there when this answers."""
-        made = _alive(here(), pod).checkpoint()
-        _send(here(), made.id, keep.url)
-        return Answer({"id": made.id, "url": keep.url}, status_code=201)
+
+        def act() -> shown.Sent:
+            made = _alive(here(), pod).checkpoint()
+            _send(here(), made.id, keep.url)
+            return {"id": made.id, "url": keep.url}
+
+        return Answer(await slowly(act), status_code=201)
 
     @routes.delete("/{pod}", status_code=204)
-    def empty(pod: Reference, _: Admin) -> None:
+    async def empty(pod: Reference, _: Admin) -> None:
         """Destroy what a placeholder holds; one that holds nothing is as wanted."""
-        empty_placeholder(here(), checked_name(pod, "pod"))
+        name = checked_name(pod, "pod")
 
+        def act() -> None:
+            with pods.alone(name):
+                empty_placeholder(here(), name)
+
+        await slowly(act)
+
+    _add_golden(routes, service, slowly)
+    return routes
+
+
+def _add_golden(routes: APIRouter, service: Service, slowly: Patience) -> None:
     @routes.post("/golden", status_code=201)
-    def make_golden(wish: MakeGolden, _: Admin) -> Answer[shown.Golden]:
+    async def make_golden(wish: MakeGolden, _: Admin) -> Answer[shown.Golden]:
         """A template by this name and its golden snapshot, sent to `url`; made once."""
         try:
             spec = msgspec.convert(wish.spec, type=Spec)
         except msgspec.ValidationError as error:
             raise InvalidRequest(f"the sandbox spec is wrong: {error}") from None
-        with contextlib.suppress(NotFound):
-            template = service.node.template(wish.name)
-            return Answer(_golden(here(), template.snapshot, wish.url), status_code=201)
-        made = service.node.create_template(wish.name, spec).snapshot
-        return Answer(_golden(here(), made, wish.url), status_code=201)
+
+        def act() -> shown.Golden:
+            try:
+                template = service.node.template(wish.name)
+            except NotFound:
+                template = service.node.create_template(wish.name, spec)
+            return _golden(service.node.context, template.snapshot, wish.url)
+
+        return Answer(await slowly(act), status_code=201)
 
     @routes.delete("/golden/{name}", status_code=204)
     def drop_golden(name: Reference, _: Admin) -> None:
         """Forget a golden snapshot that is no longer cloned from; one that is unknown is as wanted."""
         with contextlib.suppress(NotFound):
             service.node.remove_template(checked_name(name, "name"))
-
-    return routes
 
 
 def _golden(context: Context, snapshot: SnapshotId, url: str) -> shown.Golden:
