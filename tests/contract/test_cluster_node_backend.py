@@ -15,8 +15,8 @@ import pytest
 from cluster_home import NAMESPACE, Cluster, a_cluster
 from thawbox.cluster.backends import Golden, NodeBackend, flip_readiness
 from thawbox.cluster.capture import HeldElsewhere, ensure_golden, is_ready
-from thawbox.cluster.crds import READINESS_GATE, STATE_LABEL
-from thawbox.cluster.kube import PODS, POOLS, TEMPLATES, Kube, connected
+from thawbox.cluster.crds import CLAIM_NAME, READINESS_GATE, STATE_LABEL
+from thawbox.cluster.kube import CLAIMS, PODS, POOLS, TEMPLATES, Kube, connected
 from thawbox.cluster.nodes import Nodes
 from thawbox.cluster.state import LEASED, PARKED, State, state_of
 from thawbox.config import load_settings
@@ -57,6 +57,14 @@ class Bench:
     kube: Kube
     backend: NodeBackend
     state: State
+    nodes: Nodes
+
+    async def state_of(self, sandbox: str, wanted: str) -> None:
+        """Return once the node says that a sandbox is in this state."""
+        while wanted not in {
+            one["state"] for one in await self.nodes.placed(self.state.urls["n1"]) if one["id"] == sandbox
+        }:
+            await asyncio.sleep(0.1)
 
     async def captured(self, holder: str = "one", by: Any = None) -> Json:
         return await ensure_golden(
@@ -95,7 +103,7 @@ async def a_bench(cluster: Cluster, command: list[str]) -> AsyncGenerator[Bench]
         await kube.create(TEMPLATES, {"metadata": {"name": "golden"}, "spec": spec})
         await kube.create(POOLS, {"metadata": {"name": "web"}, "spec": {"template": "golden"}})
         assert await state.leases.wait(lambda: "n1" in state.fleet, timeout=PATIENCE)
-        yield Bench(kube, NodeBackend(kube, nodes, state), state)
+        yield Bench(kube, NodeBackend(kube, nodes, state), state, nodes)
 
 
 def test_of_many_that_would_capture_one_does_and_the_others_wait(cluster: Cluster) -> None:
@@ -145,5 +153,26 @@ def test_a_parked_clone_is_handed_over_running_and_is_not_handed_over_once_it_di
             node.sandbox(first["id"]).remove(force=True)
         with pytest.raises(NotFound):
             await bench.backend.acquire(leased)
+
+    run(cluster, ["python3", "/workloads/tiny.py"], act)
+
+
+def test_a_node_that_cannot_renew_its_lease_freezes_what_is_leased_until_it_can(cluster: Cluster) -> None:
+    async def act(bench: Bench) -> None:
+        template = await bench.captured()
+        pool = await bench.kube.get(POOLS, "web")
+        await bench.kube.create(PODS, bench.backend.placeholder(pool, template))
+        pod = await bench.pod(PARKED)
+        name = pod["metadata"]["name"]
+        await bench.kube.create(CLAIMS, {"metadata": {"name": "mine"}, "spec": {"pool": "web"}})
+        bound = {"phase": "Bound", "pod": name}
+        await bench.kube.patch(CLAIMS, "mine", {"status": bound}, sub="status")
+        lease = {"labels": {STATE_LABEL: LEASED}, "annotations": {CLAIM_NAME: "mine"}}
+        leased = await bench.kube.patch(PODS, name, {"metadata": lease})
+        sandbox = (await bench.backend.acquire(leased))["id"]
+        cluster.server.is_away = True
+        await bench.state_of(sandbox, "frozen")
+        cluster.server.is_away = False
+        await bench.state_of(sandbox, "running")
 
     run(cluster, ["python3", "/workloads/tiny.py"], act)

@@ -23,6 +23,8 @@ class Server:
         self.url = ""
         self.refuse_next: list[int] = []
         """Statuses that the next requests are answered with, whatever they ask."""
+        self.is_away = False
+        """Whether every request is answered 503."""
         self.watches = 0
         self._held: dict[str, asyncio.Event] = {}
         self._loop = asyncio.new_event_loop()
@@ -102,6 +104,8 @@ class Server:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         try:
+            if self.is_away:
+                raise Refusal(503, "ServiceUnavailable", "away")  # noqa: TRY301
             if self.refuse_next:
                 raise Refusal(self.refuse_next.pop(0), "InternalError", "told to refuse")  # noqa: TRY301
             return await self._routed(request)
