@@ -75,6 +75,7 @@ class Storage:
         self.resources = {(one.group, one.plural): copy.deepcopy(one) for one in BUILT_IN}
         self.watchers: list[Callable[[], None]] = []
         self.creations: list[tuple[str, str]] = []
+        self.most_pods = 1_000_000
 
     def resource(self, group: str, version: str, plural: str) -> Resource:
         found = self.resources.get((group, plural))
@@ -96,6 +97,10 @@ class Storage:
             if not meta.get("generateName"):
                 raise Refusal(422, "Invalid", "metadata.name: Required value: name or generateName is required")
             meta["name"] = meta["generateName"] + secrets.token_hex(3)[:5]
+        if resource.kind == "Pod" and len(resource.objects) >= self.most_pods:
+            raise Refusal(
+                403, "Forbidden", f'pods "{meta["name"]}" is forbidden: exceeded quota: pods={self.most_pods}'
+            )
         if (namespace, meta["name"]) in resource.objects:
             raise Refusal(409, "AlreadyExists", f'{resource.plural} "{meta["name"]}" already exists')
         if resource.namespaced:

@@ -260,6 +260,31 @@ def test_a_dispatcher_that_heard_nothing_calls_no_node_lost_that_renewed_its_lea
     run(server, act)
 
 
+def test_a_quota_keeps_a_pool_small_and_ends_nothing(server: Server) -> None:
+    def allow(count: int) -> None:
+        server.call(lambda storage: setattr(storage, "most_pods", count))
+
+    def scaled(dispatcher: Dispatcher) -> Json:
+        conditions = dispatcher.state.pools.objects["web"].get("status", {}).get("conditions", [])
+        return next((one for one in conditions if one["type"] == "Scaled"), {})
+
+    async def act(world: World) -> None:
+        await asyncio.to_thread(allow, 1)
+        await world.make_pool(low=3, high=3, limit=3)
+        dispatcher = await world.dispatch()
+        pools = dispatcher.state.pools
+        assert await pools.wait(lambda: "web" in pools.objects and bool(scaled(dispatcher)), timeout=PATIENCE)
+        assert (scaled(dispatcher)["status"], scaled(dispatcher)["reason"]) == ("False", "Refused")
+        assert "exceeded quota" in scaled(dispatcher)["message"]
+        await world.claim("served")
+        assert await decided(dispatcher, "served") == "Bound"
+        await asyncio.to_thread(allow, 100)
+        await parked(dispatcher, 2)
+        assert await pools.wait(lambda: scaled(dispatcher)["status"] == "True", timeout=PATIENCE)
+
+    run(server, act)
+
+
 @asynccontextmanager
 async def running_state(
     kube: Kube, clock: Callable[[], float]

@@ -5,13 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import structlog
+
 from thawbox.cluster.backends import Backend
 from thawbox.cluster.binding import Binding, is_over
 from thawbox.cluster.crds import CLAIM_NAME, SNAPSHOT, STATE_LABEL, WHY, Json
 from thawbox.cluster.kube import CLAIMS, PODS, POOLS, Conflict, Kube
 from thawbox.cluster.scale_plan import Counts, parked_target, plan
 from thawbox.cluster.state import BROKEN, EMPTY, PARKED, State, is_there, leased_by, notes_of, pool_of, state_of
-from thawbox.errors import NotFound
+from thawbox.cluster.times import condition, with_condition
+from thawbox.errors import InvalidRequest, NotFound, Unsupported
+
+_log = structlog.get_logger()
+
+SCALED = "Scaled"
+"""The condition of a pool that tells whether the API server takes its placeholders."""
 
 REFILL_SECONDS = 5.0
 """About what a placeholder takes from its creation until a clone is parked in it."""
@@ -35,7 +43,12 @@ class Scaling:
         await self._end_claims()
         await self._clear()
         for pool in list(self._state.pools.objects.values()):
-            await self._scale(pool)
+            try:
+                await self._scale(pool)
+            except (InvalidRequest, Unsupported) as refused:  # a quota, a rule of admission: no other pool's concern
+                await self._note_scaled(pool, refused=refused.cause)
+            else:
+                await self._note_scaled(pool)
 
     async def _end_claims(self) -> None:
         for name, claim in list(self._state.claims.objects.items()):
@@ -101,11 +114,24 @@ class Scaling:
         orders = plan(counts, marks, target=target)
         backend = self._backend_of(template)
         made = [self._kube.create(PODS, backend.placeholder(pool, template)) for _ in range(orders.create)]
-        for found in await asyncio.gather(*made):
+        for found in await asyncio.gather(*made, return_exceptions=True):
+            if isinstance(found, BaseException):
+                raise found
             self._state.pods.seen(found)
         await self._shrink(name, orders.delete)
         await self._drop_broken(name)
         await self._write_status(pool, counts, target)
+
+    async def _note_scaled(self, pool: Json, *, refused: str = "") -> None:
+        """Say in the pool's status whether its placeholders can be made; written when that changes."""
+        before = next((one for one in pool.get("status", {}).get("conditions", []) if one["type"] == SCALED), None)
+        if (before or {"status": "True"})["status"] == ("False" if refused else "True"):
+            return
+        reason = "Refused" if refused else "Scaled"
+        _log.warning("pool.scaling", pool=pool["metadata"]["name"], reason=reason, why=refused)
+        told = condition(SCALED, status=not refused, reason=reason, message=refused, now=self._now())
+        change = {"status": {"conditions": with_condition(pool.get("status", {}), told)}}
+        self._state.pools.seen(await self._kube.patch(POOLS, pool["metadata"]["name"], change, sub="status"))
 
     async def _shrink(self, pool: str, count: int) -> None:
         pods = [one for one in self._state.pods.objects.values() if pool_of(one) == pool and is_there(one)]
