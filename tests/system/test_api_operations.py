@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -207,3 +209,19 @@ def test_answers_and_operations_outlive_the_service(home: Path) -> None:
         assert (ended["state"], ended["error"]["code"]) == ("failed", "unavailable")
     finally:
         serving.close()
+
+
+def test_a_sandbox_whose_maker_cannot_be_written_down_is_not_left(root: httpx.Client, serving: Serving) -> None:
+    """It would be nobody's, for every token to use, and who asked for it never hears its id."""
+    caller = serving.client(token=token(root, f"maker-{uuid.uuid4().hex[:8]}", "use"))
+    remove_all(root)
+    with contextlib.closing(sqlite3.connect(serving.home / "service.db", timeout=60, isolation_level=None)) as book:
+        book.execute("ALTER TABLE owners RENAME TO elsewhere")
+        try:
+            refused = caller.post("/v1/sandboxes", json={"spec": SLEEP})
+        finally:
+            book.execute("ALTER TABLE elsewhere RENAME TO owners")
+    assert refused.status_code == 503
+    assert names(root) == set()
+    made(caller.post("/v1/sandboxes", json={"spec": SLEEP}))
+    remove_all(root)

@@ -180,9 +180,16 @@ class Service:
             self.watch.look_at(sandbox)
 
     def made(self, caller: Caller, *sandboxes: Sandbox) -> None:
-        """Remember who made these sandboxes, and tell of them."""
-        for sandbox in sandboxes:
-            self.owners.add("sandbox", sandbox.id, caller)
+        """Remember who made these sandboxes, and tell of them; where that cannot be remembered they are removed.
+
+        They would be nobody's, and their maker never hears of them.
+        """
+        with ExitStack() as undo:
+            for sandbox in sandboxes:
+                undo.callback(sandbox.remove, force=True)
+            for sandbox in sandboxes:
+                self.owners.add("sandbox", sandbox.id, caller)
+            undo.pop_all()
         self.noticed(*(sandbox.id for sandbox in sandboxes))
 
     def forget_supervision(self, sandbox: Sandbox) -> None:
