@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
+import threading
 import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, Self
 
 import httpx
 import pytest
 
 from cli_process import Cli
 from service import wait_for
-from serving import SLEEP, Listener, Serving, Told, made, sse
+from serving import PATIENCE, SLEEP, Listener, Serving, Told, made, sse
 from thawbox.api.book import Book
 from thawbox.api.events import Events
 from thawbox.api.watch import Watch
+from thawbox.client import Client
 from thawbox.host.proc import start_time
 from thawbox.model import Phase, SandboxId, Spec
 from thawbox.node import Node
@@ -222,8 +226,90 @@ def test_the_numbers_go_on_after_the_service_ended(home: Path, end: str) -> None
         serving.close()
 
 
+def test_a_client_whose_connection_breaks_before_the_first_event_hears_all_that_follows(home: Path) -> None:
+    """A proxy stands between: what happens while it lets nobody through is told when it does again."""
+    serving = Serving(home).start()
+    heard: SimpleQueue[str] = SimpleQueue()
+
+    def listen() -> None:
+        with Client(f"unix:{between.path}") as client:
+            heard.put(next(client.events(kinds=["sandbox.created"])).subject["name"])
+
+    try:
+        with Between(home / "between.sock", serving.home / "serve.sock") as between:
+            thread = threading.Thread(target=listen)
+            thread.start()
+            between.wait_for(b"id: ")
+            between.stop()
+            made(serving.client().post("/v1/sandboxes", json={"spec": {**SLEEP, "name": "meanwhile"}}))
+            between.start()
+            assert heard.get(timeout=PATIENCE) == "meanwhile"
+            thread.join()
+    finally:
+        serving.close()
+
+
+class Between:
+    """A Unix socket that leads to another, or, while it is stopped, nowhere."""
+
+    def __init__(self, path: Path, target: Path) -> None:
+        self.path = path
+        self._target = target
+        self._told = bytearray()
+        self._changed = threading.Condition()
+        self._open: list[socket.socket] = []
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Let everybody through."""
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self.path))
+        self._listener.listen()
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def stop(self) -> None:
+        """Cut every connection, and take no other."""
+        self.path.unlink()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for one in self._open:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        self._open.clear()
+
+    def wait_for(self, words: bytes) -> None:
+        """Return once the service has said this through us."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: words in self._told, PATIENCE), bytes(self._told)
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.socket(socket.AF_UNIX)
+                far.connect(str(self._target))
+                self._open += [near, far]
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=pair, daemon=True).start()
+
+    def _carry(self, source: socket.socket, to: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(1 << 16):
+                to.sendall(piece)
+                with self._changed:
+                    self._told += piece
+                    self._changed.notify_all()
+
+
 @pytest.mark.parametrize("place", ["0", "999999999", "-1", "x", str(1 << 60), ""])
 def test_any_place_can_be_asked_for(root: httpx.Client, place: str) -> None:
     with root.stream("GET", "/v1/events", headers={"Last-Event-ID": place}) as answer:
         assert answer.status_code == 200
-        assert next(answer.iter_lines()).startswith(": after ")
+        assert next(answer.iter_lines()).startswith("id: ")

@@ -25,9 +25,10 @@ class EventLines:
     what programs printed is full of that.
     """
 
+    id: str = ""
+    """Of the last event, or where the stream began: what to go on after."""
     _begun: list[bytes] = field(default_factory=list[bytes])
     _name: str = "message"
-    _id: str = ""
     _content: list[str] = field(default_factory=list[str])
 
     def take(self, piece: bytes) -> Iterator[ServerEvent]:
@@ -50,7 +51,7 @@ class EventLines:
         if name == "event":
             self._name = value
         elif name == "id":
-            self._id = value
+            self.id = value
         elif name == "data":
             self._content.append(value)
         return None
@@ -58,4 +59,4 @@ class EventLines:
     def _complete(self) -> ServerEvent | None:
         name, content = self._name, self._content
         self._name, self._content = "message", []
-        return ServerEvent(name, json.loads("\n".join(content)), self._id) if content else None
+        return ServerEvent(name, json.loads("\n".join(content)), self.id) if content else None

@@ -88,7 +88,7 @@ export async function follow(address, { signal, hear, tell, from = "" }) {
         },
         hear: (event) => {
           if (event.id) last = event.id;
-          hear(event);
+          if (event.data) hear(event); // else it only says where the stream begins
         },
       });
     } catch (error) {

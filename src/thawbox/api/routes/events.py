@@ -36,6 +36,6 @@ def router(service: Service) -> APIRouter:
 
 async def _told(service: Service, after: int | None, wanted: list[str]) -> AsyncIterator[str]:
     begin = service.events.last if after is None else after
-    yield f": after {begin}\n\n"  # so that the caller knows at once that it listens
+    yield f"id: {begin}\n\n"  # so that the caller knows at once that it listens, and from where on
     async for event in service.events.follow(after=begin, wanted=wanted, until=service.ending):
         yield HEARTBEAT if event is None else sse(event.kind, event.content, number=event.id)

@@ -15,6 +15,7 @@ from thawbox.client.aio.transport import AsyncTransport
 from thawbox.client.entering import entered
 from thawbox.client.problems import error_of
 from thawbox.client.results import JSON, Event, encoded, given
+from thawbox.client.sse import EventLines
 from thawbox.errors import Unavailable
 from thawbox.model import Spec
 
@@ -115,20 +116,21 @@ class AsyncClient:
 
     async def events(self, *, after: int | None = None, kinds: Sequence[str] | None = None) -> AsyncGenerator[Event]:
         """What happens on the node, for ever: after a lost connection from where it was; `after` is an event's id."""
-        last = after
+        last = "" if after is None else str(after)
         failures = 0
         while True:
-            query = {"after": last, "kinds": ",".join(kinds) if kinds else None}
+            query = {"after": last or None, "kinds": ",".join(kinds) if kinds else None}
+            lines = EventLines(last)
             try:
-                async for event in self._transport.events("GET", "/v1/events", query=query):
+                async for event in self._transport.events("GET", "/v1/events", query=query, lines=lines):
                     failures = 0
-                    last = int(event.content["id"])
                     told = event.content
-                    yield Event(last, told["kind"], told["at"], told.get("subject", {}), told)
+                    yield Event(int(event.id), told["kind"], told["at"], told.get("subject", {}), told)
             except Unavailable:
                 failures += 1
                 if failures > _PATIENCE:
                     raise
+            last = lines.id
             await anyio.sleep(0.2 * failures)
 
     async def recoveries(self, *, limit: int = 100) -> list[JSON]:

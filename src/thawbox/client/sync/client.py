@@ -13,6 +13,7 @@ import msgspec
 
 from thawbox.client.problems import error_of
 from thawbox.client.results import JSON, Event, encoded, given
+from thawbox.client.sse import EventLines
 from thawbox.client.sync.sandbox import Sandbox, Snapshot
 from thawbox.client.sync.transport import Transport
 from thawbox.errors import Unavailable
@@ -113,20 +114,21 @@ class Client:
 
     def events(self, *, after: int | None = None, kinds: Sequence[str] | None = None) -> Generator[Event]:
         """What happens on the node, for ever: after a lost connection from where it was; `after` is an event's id."""
-        last = after
+        last = "" if after is None else str(after)
         failures = 0
         while True:
-            query = {"after": last, "kinds": ",".join(kinds) if kinds else None}
+            query = {"after": last or None, "kinds": ",".join(kinds) if kinds else None}
+            lines = EventLines(last)
             try:
-                for event in self._transport.events("GET", "/v1/events", query=query):
+                for event in self._transport.events("GET", "/v1/events", query=query, lines=lines):
                     failures = 0
-                    last = int(event.content["id"])
                     told = event.content
-                    yield Event(last, told["kind"], told["at"], told.get("subject", {}), told)
+                    yield Event(int(event.id), told["kind"], told["at"], told.get("subject", {}), told)
             except Unavailable:
                 failures += 1
                 if failures > _PATIENCE:
                     raise
+            last = lines.id
             time.sleep(0.2 * failures)
 
     def recoveries(self, *, limit: int = 100) -> list[JSON]:

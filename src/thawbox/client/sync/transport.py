@@ -128,11 +128,11 @@ class Transport:
 
     def events(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, query: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None, lines: EventLines | None = None,
     ) -> Generator[ServerEvent]:  # fmt: skip
-        """Server-sent events, until the service ends them."""
+        """Server-sent events, until the service ends them; `lines` knows where to go on after."""
         accept = {"Accept": "text/event-stream", **(headers or {})}
-        lines = EventLines()
+        lines = lines or EventLines()
         with self.stream(method, path, body, query=query, headers=accept) as response:
             for piece in response.iter_bytes():
                 for event in lines.take(piece):
