@@ -321,8 +321,7 @@ class Cgroup:
             except FileNotFoundError:  # the first of the node, or another command has just removed its empty group
                 if not left:
                     raise
-                # exist_ok fails if it goes while it is looked at; it may go before it is weighed, too
-                with contextlib.suppress(FileExistsError, FileNotFoundError):
+                with contextlib.suppress(FileExistsError):  # exist_ok fails if it goes while it is looked at
                     group.parent.mkdir()
                     _weigh(hierarchy, group.parent)
             else:
@@ -391,9 +390,15 @@ def _node_parents(layout: Layout, node_tag: str, placement: Placement) -> set[Pa
 
 
 def _weigh(hierarchy: Hierarchy, node_group: Path) -> None:
-    if "cpu" in hierarchy.controllers:
-        file, text = node_weight(version=hierarchy.version, cpus=os.cpu_count() or 1)
+    """Give a new node's group its weight; one that is gone again, before or while it is opened, will be made anew."""
+    if "cpu" not in hierarchy.controllers:
+        return
+    file, text = node_weight(version=hierarchy.version, cpus=os.cpu_count() or 1)
+    try:
         (node_group / file).write_text(text)
+    except OSError as gone:
+        if gone.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
 
 
 def _enable(directory: Path, controllers: list[str]) -> None:
