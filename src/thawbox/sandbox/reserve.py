@@ -26,7 +26,7 @@ PER_SNAPSHOT = 4
 """Enough for the clones that a few threads ask for at once; one is made anew in some five milliseconds."""
 IN_ALL = 16
 """Each costs a process, seven namespaces, some thirty mounts and half a megabyte of the kernel's memory."""
-LULL = 0.01
+LULL = 0.03
 """Seconds after a clone took a shell before the next is made: whoever waits for that clone wants the CPU now."""
 
 

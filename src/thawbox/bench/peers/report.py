@@ -176,4 +176,6 @@ NOTES = (
     "namespaces and root directories are made before the clock starts; thawbox makes its own within it.",
     "`checkpoint` of thawbox ends when the snapshot is flushed, hashed and listed; the others leave their images to "
     "the page cache.",
+    "A cold start by thawbox ends when the program is ready, where its spec says when; by the others with its first "
+    "answer, which the golden agent gives long before it has loaded.",
 )
