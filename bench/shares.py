@@ -68,13 +68,10 @@ def beside_the_host(node: Node, original: Sandbox, rounds: int, undo: ExitStack)
     if seat is None:
         return
     (group,) = seat.mount.glob(f"**/{original.id}/..")
-    weights = {
-        f"as a new group ({text})": (group / file, text)
-        for file, text in (node_weight(version=seat.version, cpus=1),)
-    } | {
-        f"as the node's ({text})": (group / file, text)
-        for file, text in (node_weight(version=seat.version, cpus=os.cpu_count() or 1),)
-    }  # fmt: skip
+    weights: dict[str, tuple[Path, str]] = {}
+    for name, cpus in (("as a new group", 1), ("as the node's", os.cpu_count() or 1)):
+        file, text = node_weight(version=seat.version, cpus=cpus)
+        weights[f"{name} ({text})"] = (group / file, text)
     sessions = [
         subprocess.Popen(("sh", "-c", "while :; do :; done"), start_new_session=True)
         for _ in range(os.cpu_count() or 1)
