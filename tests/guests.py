@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from thawbox.node import Node
 from thawbox.sandbox import Sandbox
 
 GUEST = Mount(str(Path(thawbox.__file__).parent / "guest"), "/opt/thawbox/thawbox/guest", read_only=True)
+PACKAGES = next(Path(path) for path in sys.path if path.endswith("site-packages"))
+"""What this Python has installed: the sandboxes' Python is of the same version."""
 WORKLOADS = Mount(str(Path(__file__).parent / "workloads"), "/workloads", read_only=True)
 
 SETUP = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import pytest
 from cluster_home import NAMESPACE, Cluster, a_cluster
 from thawbox.cluster.backends import Golden, NodeBackend, flip_readiness
 from thawbox.cluster.capture import HeldElsewhere, ensure_golden, is_ready
-from thawbox.cluster.crds import CLAIM_NAME, READINESS_GATE, STATE_LABEL
+from thawbox.cluster.crds import CLAIM_NAME, READINESS_GATE, SANDBOX, STATE_LABEL
 from thawbox.cluster.kube import CLAIMS, PODS, POOLS, TEMPLATES, Kube, connected
 from thawbox.cluster.nodes import Nodes
 from thawbox.cluster.state import LEASED, PARKED, State, state_of
@@ -153,6 +154,26 @@ def test_a_parked_clone_is_handed_over_running_and_is_not_handed_over_once_it_di
             node.sandbox(first["id"]).remove(force=True)
         with pytest.raises(NotFound):
             await bench.backend.acquire(leased)
+
+    run(cluster, ["python3", "/workloads/tiny.py"], act)
+
+
+def test_a_clone_is_placed_once_however_often_its_pod_changes_meanwhile(cluster: Cluster) -> None:
+    async def act(bench: Bench) -> None:
+        template = await bench.captured()
+        pool = await bench.kube.get(POOLS, "web")
+        name = (await bench.kube.create(PODS, bench.backend.placeholder(pool, template)))["metadata"]["name"]
+
+        async def probe() -> None:
+            for number in itertools.count():
+                await bench.kube.patch(PODS, name, {"metadata": {"annotations": {"probed": str(number)}}})
+                await asyncio.sleep(0.02)
+
+        probing = asyncio.create_task(probe())
+        pod = await bench.pod(PARKED)
+        probing.cancel()
+        (placed,) = await bench.nodes.placed(bench.state.urls["n1"])
+        assert (pod["metadata"]["annotations"][SANDBOX], placed["state"]) == (placed["id"], "frozen")
 
     run(cluster, ["python3", "/workloads/tiny.py"], act)
 

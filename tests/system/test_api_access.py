@@ -10,18 +10,15 @@ import sqlite3
 import ssl
 import time
 import uuid
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import unix_connect
 from websockets.typing import Origin
 
+from certificates import Authority
 from cli_process import Cli
 from serving import NOT_AT_ALL, SLEEP, TINY, Serving, as_nobody, made, problem, token
 from thawbox.api.access import is_open, scope_of
@@ -253,28 +250,11 @@ def test_no_token_has_more_than_its_limits(root: httpx.Client, serving: Serving)
         made(client.delete(f"/v1/sandboxes/{sandbox}", params={"force": "true"}), 204)
 
 
-def certificate(directory: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that signs itself, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "thawbox test")])
-    now = datetime.now(UTC)
-    signed = (
-        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-        .serial_number(1).not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    (directory / "cert.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )  # fmt: skip
-    (directory / "key.pem").write_bytes(private)
-    return directory / "cert.pem", directory / "key.pem"
-
-
 def test_over_tls_it_answers_who_trusts_its_certificate(home: Path, tmp_path: Path) -> None:
-    cert, key = certificate(tmp_path)
+    authority = Authority()
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    for path, text in zip((cert, key), authority.issue(), strict=True):
+        path.write_text(text)
     options = ("--host", "localhost", "--port", "0", "--tls-cert", str(cert), "--tls-key", str(key))
     serving = Serving(home, options).start()
     try:
@@ -283,7 +263,7 @@ def test_over_tls_it_answers_who_trusts_its_certificate(home: Path, tmp_path: Pa
         assert serving.url.startswith("https://")
         port = serving.url.rpartition(":")[2]
         url = f"https://localhost:{port}"
-        trusting = serving.client(url=url, token=text, verify=ssl.create_default_context(cafile=str(cert)))
+        trusting = serving.client(url=url, token=text, verify=ssl.create_default_context(cadata=authority.certificate))
         assert made(trusting.get("/v1/node"), 200)["home"] == str(home)
         with pytest.raises(httpx.ConnectError):
             serving.client(url=url, token=text).get("/v1/node")
@@ -293,7 +273,8 @@ def test_over_tls_it_answers_who_trusts_its_certificate(home: Path, tmp_path: Pa
 
 def test_what_cannot_be_listened_on_is_said_so(home: Path, tmp_path: Path) -> None:
     cli = Cli(home)
-    cert, _ = certificate(tmp_path)
+    cert = tmp_path / "cert.pem"
+    cert.write_text(Authority().certificate)
     assert cli("serve", "--tls-cert", str(cert), "--json").error()["code"] == "invalid"
     assert cli("serve", "--port", "0", "--host", "192.0.2.1", "--json").error()["code"] == "invalid"
     assert not sqlite3.connect(home / "journal.db").execute("SELECT * FROM sandboxes").fetchall()

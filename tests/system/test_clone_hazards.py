@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from guests import SETUP, evaluate, interpreter, run
+from certificates import Authority
+from guests import PACKAGES, SETUP, evaluate, interpreter, run
 from roads import on_both_roads
 from thawbox.host.init_client import ExecSession, Interrupted
 from thawbox.host.reach import run_within
-from thawbox.model import Net, Publish
+from thawbox.model import Mount, Net, Publish
 from thawbox.node import Node
 from thawbox.sandbox import Sandbox
 
@@ -122,6 +123,63 @@ def test_clocks_go_on_when_a_snapshot_comes_from_a_machine_that_booted_earlier_o
         assert abs(evaluate(sandbox, "time.time()") - time.time()) < 1
         run(sandbox, "while len(done) < 4: time.sleep(0.01)", timeout=30)  # neither hangs
         assert evaluate(sandbox, "max(late)") < 0.9, "a timer was told that it is late"
+
+
+VALIDITY = (
+    SETUP
+    + """
+import socket, ssl, threading
+sys.path.append("/packages")
+from joserfc import jwt, jwk
+key, claims = jwk.OctKey.import_key("k" * 32), jwt.JWTClaimsRegistry(exp={"essential": True})
+def token(since, until): return jwt.encode({"alg": "HS256"}, {"nbf": int(since), "exp": int(until)}, key)
+def accepted(text):
+    try: return claims.validate(jwt.decode(text, key).claims) is None
+    except Exception as error: return type(error).__name__
+trusting = ssl.create_default_context(cadata=AUTHORITY)
+def connected(certificate, private):
+    open("/tmp/server.pem", "w").write(certificate + private)
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER); serving.load_cert_chain("/tmp/server.pem")
+    near, far = socket.socketpair(); ends = []
+    def serve():
+        try: ends.append(serving.wrap_socket(far, server_side=True))
+        except OSError: far.close()
+    thread = threading.Thread(target=serve); thread.start()
+    try: client = trusting.wrap_socket(near, server_hostname="localhost")
+    finally: thread.join()
+    return client, ends[0]
+def handshake(certificate, private):
+    try: client, server = connected(certificate, private)
+    except ssl.SSLCertVerificationError as error: return error.verify_message
+    server.sendall(b"hello"); return client.recv(10).decode()
+"""
+)
+
+
+@pytest.mark.parametrize("way", ["clone", "restore"])
+def test_tls_and_jwt_checks_know_what_became_valid_and_what_ran_out_while_the_memory_slept(
+    node: Node, way: str
+) -> None:
+    """Certificates and tokens of seconds: what is checked is the distance to the freeze, not its length."""
+    authority = Authority()
+    sandbox = interpreter(node, "", mounts=(Mount(str(PACKAGES), "/packages", read_only=True),))
+    run(sandbox, f"AUTHORITY = {authority.certificate!r}" + VALIDITY)
+    short, gone = authority.issue(until=4), time.time() + 5
+    run(sandbox, f"open_before = connected(*{short!r}); soon_out = token(time.time() - 9, {gone - 1})")
+    assert evaluate(sandbox, f"[handshake(*{short!r}), accepted(soon_out)]") == ["hello", True]
+    snapshot = sandbox.checkpoint(stop=way == "restore")
+    frozen = time.time()
+    time.sleep(max(gone, frozen + 3) - time.time())  # the sleep that is tested
+    young = authority.issue(since=frozen + 2 - time.time())  # none of it was valid before the freeze
+    early = authority.issue(since=60)
+    for one in snapshot.clones(3) if way == "clone" else [snapshot.restore()[0]]:
+        assert evaluate(one, f"handshake(*{young!r})") == "hello"
+        assert evaluate(one, f"accepted(token({frozen + 2}, time.time() + 60))") is True
+        assert evaluate(one, f"handshake(*{short!r})") == "certificate has expired"
+        assert evaluate(one, "accepted(soon_out)") == "ExpiredTokenError"
+        assert evaluate(one, f"handshake(*{early!r})") == "certificate is not yet valid"
+        run(one, "client, server = open_before; client.sendall(b'still'); answer = server.recv(10).decode()")
+        assert run(one, "server.sendall(b'here'); answer = client.recv(10).decode()") == "here"
 
 
 # --- secrets ---------------------------------------------------------------------------------------------------------

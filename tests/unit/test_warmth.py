@@ -48,6 +48,24 @@ def test_whoever_gives_up_the_last_does_not_wait_for_what_another_holds_by_then(
     assert not [one for one in threading.enumerate() if one.name == "thawbox-warmth"]
 
 
+def test_a_look_that_fails_is_told_and_the_next_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thawbox.sandbox.warmth.LOOK_AGAIN", 0.0)
+    told: list[type[BaseException]] = []
+    monkeypatch.setattr(threading, "excepthook", lambda defect: told.append(defect.exc_type))
+    warmth, looks = Warmth(), threading.Semaphore(0)
+
+    def look() -> None:
+        looks.release()
+        raise ZeroDivisionError
+
+    warmth.loaded(ONE, resident=1, now=0.0, holder="a")
+    warmth.start(look)
+    for _ in range(3):
+        assert looks.acquire(timeout=MINUTE)
+    warmth.close()
+    assert set(told) == {ZeroDivisionError}
+
+
 def test_snapshots_that_nobody_asks_for_any_more_are_forgotten() -> None:
     warmth = Warmth()
     snapshots = [SnapshotId(f"{number:064x}") for number in range(1000)]

@@ -212,7 +212,7 @@ class Agent:
 
     async def _fill(self, pod: Json, state: str, *, snapshot: str, **wish: object) -> None:
         """Place a clone and write down what came of it; a pod whose label moved meanwhile keeps its new one."""
-        meta = pod["metadata"]
+        meta, before = pod["metadata"], state_of(pod)
         notes: Json = {WHY: None}
         try:
             done = await self._nodes.place(self.options.own, pod=meta["uid"], snapshot=snapshot, **wish)
@@ -222,8 +222,15 @@ class Agent:
         except ThawboxError as error:
             state, notes = BROKEN, {WHY: str(error)[:1000]}
         change = {"metadata": {"labels": {STATE_LABEL: state}, "annotations": notes}}
-        with contextlib.suppress(Conflict, NotFound):
-            self.pods.seen(await self._kube.patch(PODS, meta["name"], change, version=meta["resourceVersion"]))
+        with contextlib.suppress(NotFound):
+            while pod["metadata"]["uid"] == meta["uid"] and state_of(pod) == before:
+                version = pod["metadata"]["resourceVersion"]
+                try:
+                    self.pods.seen(await self._kube.patch(PODS, meta["name"], change, version=version))
+                    return
+                except Conflict:  # a probe's result, most likely: what is placed is not placed again for that
+                    pod = await self._kube.get(PODS, meta["name"])
+                    self.pods.seen(pod)
 
     async def _check(self, pod: Json, held: Json | None) -> None:
         """A parked clone that died, ran, or is of an older snapshot, makes room for a new one."""

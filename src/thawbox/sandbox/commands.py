@@ -117,8 +117,9 @@ class Command:
         self._stir()
 
     def _stir(self) -> None:
-        with contextlib.suppress(BlockingIOError, OSError):  # full: it is awake already; closed: nobody sleeps
-            os.write(self._wake, b"!")
+        with self._room, contextlib.suppress(BlockingIOError):  # full: it is awake already
+            if not self._over:  # once closed, the number is another file's
+                os.write(self._wake, b"!")
 
     # --- for the one that follows -----------------------------------------------------------------------------
 
@@ -193,8 +194,7 @@ class Command:
         finally:
             self._session.close()
             os.close(self._wakeup)
-            wake, self._wake = self._wake, -1
-            os.close(wake)
+            os.close(self._wake)
 
     def _end(self) -> None:
         self._session.give_up()

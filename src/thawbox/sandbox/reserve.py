@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from thawbox.errors import ThawboxError
 from thawbox.model import SnapshotId
 from thawbox.sandbox.identity import Identity
+from thawbox.sandbox.threads import tell_defect
 
 if TYPE_CHECKING:
     from thawbox.sandbox.shells import ReadyShell
@@ -139,7 +140,9 @@ class Reserve:
     def _fill(self, snapshot: SnapshotId, prepare: Prepare) -> None:
         try:
             made = prepare()
-        except (ThawboxError, OSError):
+        except Exception as error:  # noqa: BLE001 - the other snapshots' shells are made by this thread too
+            if not isinstance(error, (ThawboxError, OSError)):
+                tell_defect()
             with self._lock:  # a clone that needs one makes its own, and tells why that fails
                 self._wanted.pop(snapshot, None)
                 self._lock.notify_all()

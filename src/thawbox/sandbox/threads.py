@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 
@@ -29,3 +30,8 @@ class Threads:
             threads = list(self._threads)
         for thread in threads:
             thread.join()
+
+
+def tell_defect() -> None:
+    """Tell the exception under way, which nobody foresaw, as that of a thread that dies of it; but let it go on."""
+    threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from thawbox.model import SnapshotId
 from thawbox.pool_plan import DEMAND_WINDOW, HeldTemplate
+from thawbox.sandbox.threads import tell_defect
 
 _REQUESTS_KEPT = 64
 TRY_AGAIN = 60.0
@@ -142,4 +143,7 @@ class Warmth:
                     self._thread = None
                     self._lock.notify_all()
                     return
-            look()
+            try:
+                look()
+            except Exception:  # noqa: BLE001 - who holds and rests waits for this thread: it must not die
+                tell_defect()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 
+from guests import PACKAGES
 from service import wait_for
 from thawbox.client import Client, Execution
 from thawbox.client.sync.sandbox import Sandbox
@@ -16,8 +15,6 @@ from thawbox.errors import InvalidRequest, InvalidTransition, Unsupported
 from thawbox.node import Node
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-
-PACKAGES = next(Path(path) for path in sys.path if path.endswith("site-packages"))
 
 
 def test_what_code_made_stays_and_the_last_expression_is_the_text(box: Sandbox) -> None:
