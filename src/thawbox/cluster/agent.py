@@ -226,11 +226,13 @@ class Agent:
             while pod["metadata"]["uid"] == meta["uid"] and state_of(pod) == before:
                 version = pod["metadata"]["resourceVersion"]
                 try:
-                    self.pods.seen(await self._kube.patch(PODS, meta["name"], change, version=version))
-                    return
+                    pod = await self._kube.patch(PODS, meta["name"], change, version=version)
                 except Conflict:  # a probe's result, most likely: what is placed is not placed again for that
                     pod = await self._kube.get(PODS, meta["name"])
                     self.pods.seen(pod)
+                else:
+                    self.pods.seen(pod)
+                    return
 
     async def _check(self, pod: Json, held: Json | None) -> None:
         """A parked clone that died, ran, or is of an older snapshot, makes room for a new one."""
