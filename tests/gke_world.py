@@ -69,10 +69,11 @@ class Gke:
             failed = {"conditions": [condition("Triggered", "False", self.fails, "the runtime said no")]}
             await self.kube.patch(TRIGGERS, name, {"status": failed}, sub="status")
             return
-        await self.kube.create(SNAPSHOTS, {"metadata": {"name": UUID}, "spec": {"policyName": "golden-policy"}})
+        made = UUID if self.triggered == 1 else f"{UUID[:-4]}{self.triggered:04x}"
+        await self.kube.create(SNAPSHOTS, {"metadata": {"name": made}, "spec": {"policyName": "golden-policy"}})
         await self.kube.patch(
-            SNAPSHOTS, UUID, {"status": {"conditions": [condition("Ready", "True", "Ready")]}}, sub="status"
+            SNAPSHOTS, made, {"status": {"conditions": [condition("Ready", "True", "Ready")]}}, sub="status"
         )
-        made: Any = UUID if self.reading == "string" else {"name": UUID}
-        done = {"conditions": [condition("Triggered", "True", "Complete")], "snapshotCreated": made}
+        told: Any = made if self.reading == "string" else {"name": made}
+        done = {"conditions": [condition("Triggered", "True", "Complete")], "snapshotCreated": told}
         await self.kube.patch(TRIGGERS, name, {"status": done}, sub="status")

@@ -17,14 +17,15 @@ from gke_world import GKE_KINDS, POD, UUID, Gke
 from kube.server import Server
 from thawbox.cluster.binding import Binding, phase_of
 from thawbox.cluster.claims_app import create_app
-from thawbox.cluster.crds import MACHINE, NODE_LABEL, SNAPSHOT, crds
+from thawbox.cluster.crds import MACHINE, NODE_LABEL, SNAPSHOT, WANTED, WHY, crds
 from thawbox.cluster.dispatcher import Dispatcher, Options, dispatching
-from thawbox.cluster.gke import GkeBackend
+from thawbox.cluster.gke import PS_NAME, GkeBackend
 from thawbox.cluster.holding import Hold
-from thawbox.cluster.kube import CLAIMS, DEFINITIONS, PODS, POOLS, TEMPLATES, Kube, connected
+from thawbox.cluster.kube import CLAIMS, DEFINITIONS, PODS, POOLS, SNAPSHOTS, TEMPLATES, Kube, connected
 from thawbox.cluster.nodes import Nodes
 from thawbox.cluster.recovery import Recovery
-from thawbox.cluster.state import State, is_there, leased_by
+from thawbox.cluster.state import State, is_there, leased_by, notes_of
+from thawbox.errors import NotFound
 from thawbox.store.compat import Compat
 
 Json = dict[str, Any]
@@ -44,6 +45,7 @@ class World:
     server: Server
     kube: Kube
     stack: AsyncExitStack
+    gke: Gke
 
     async def dispatch(self, identity: str = "one") -> Dispatcher:
         kube = await self.stack.enter_async_context(connected(namespace="default", server=self.server.url))
@@ -58,8 +60,9 @@ class World:
         await self.kube.patch(TEMPLATES, "golden", {"status": status}, sub="status")
         await self.kube.create(POOLS, {"metadata": {"name": "web"}, "spec": {"template": "golden", **marks}})
 
-    async def claim(self, name: str) -> Json:
-        return await self.kube.create(CLAIMS, {"metadata": {"name": name}, "spec": {"pool": "web", "timeout": 300}})
+    async def claim(self, name: str, **spec: Any) -> Json:
+        wish = {"pool": "web", "timeout": 300, **spec}
+        return await self.kube.create(CLAIMS, {"metadata": {"name": name}, "spec": wish})
 
     async def hold(self, *plurals: str) -> None:
         await asyncio.to_thread(self.server.hold, *plurals)
@@ -82,9 +85,9 @@ async def a_world(server: Server) -> AsyncGenerator[World]:
         kube = await stack.enter_async_context(connected(namespace="default", server=server.url))
         for one in (*crds(), *yaml.safe_load_all(GKE_KINDS.read_text())):
             await kube.create(DEFINITIONS, one)
-        task = asyncio.create_task(Gke(kube).run())
-        stack.callback(task.cancel)
-        yield World(server, kube, stack)
+        gke = Gke(kube)
+        stack.callback(asyncio.create_task(gke.run()).cancel)
+        yield World(server, kube, stack, gke)
 
 
 async def decided(dispatcher: Dispatcher, name: str) -> str:
@@ -94,6 +97,16 @@ async def decided(dispatcher: Dispatcher, name: str) -> str:
         lambda: name in claims.objects and phase_of(claims.objects[name]) in ("Bound", "Failed"), timeout=PATIENCE
     )
     return phase_of(claims.objects[name])
+
+
+async def until(dispatcher: Dispatcher, name: str, come: Callable[[Json], bool]) -> Json:
+    """The status of a claim once `come` is true of it."""
+    claims = dispatcher.state.claims
+    assert await claims.wait(
+        lambda: name in claims.objects and come(claims.objects[name].get("status", {})), timeout=PATIENCE
+    )
+    found: Json = claims.objects[name]["status"]
+    return found
 
 
 async def parked(dispatcher: Dispatcher, count: int) -> None:
@@ -121,7 +134,7 @@ def test_a_new_dispatcher_finds_what_is_parked_whichever_list_is_answered_last(s
     async def act(world: World) -> None:
         await world.make_pool(low=2, high=2, limit=2)  # there are these clones, and no other will come
         async with AsyncExitStack() as of_the_first:
-            await parked(await World(server, world.kube, of_the_first).dispatch("one"), 2)
+            await parked(await World(server, world.kube, of_the_first, world.gke).dispatch("one"), 2)
         await world.claim("meanwhile")
         await world.hold(last)
         dispatcher = await world.dispatch("two")
@@ -293,9 +306,10 @@ async def running_state(
     try:
         async with asyncio.TaskGroup() as tasks:
             state = State(kube, clock=clock)
-            binding = Binding(kube, state, lambda _: GkeBackend(kube), tasks)
+            backend = GkeBackend(kube)
+            binding = Binding(kube, state, lambda _: backend, tasks)
             await state.run(tasks)
-            yield state, lambda asked: Recovery(asked, state, binding, tasks, now=clock)
+            yield state, lambda asked: Recovery(asked, state, binding, lambda _: backend, tasks, now=clock)
             raise _Ended  # noqa: TRY301 - the way to cancel a group's tasks
     except* _Ended:
         pass
@@ -303,3 +317,47 @@ async def running_state(
 
 class _Ended(Exception):
     """The block is over."""
+
+
+def test_a_lost_pod_of_gkes_comes_back_from_the_newest_snapshot_that_was_kept_of_it(server: Server) -> None:
+    async def act(world: World) -> None:
+        await world.make_pool(low=1, high=1, limit=4)
+        dispatcher = await world.dispatch()
+        claim = await world.claim("kept", checkpointEvery=0.3)
+        first = (await until(dispatcher, "kept", lambda status: "snapshot" in status))["snapshot"]["id"]
+        status = await until(dispatcher, "kept", lambda status: status["snapshot"]["id"] != first)
+        own = await world.kube.get(SNAPSHOTS, status["snapshot"]["id"])
+        assert own["metadata"]["ownerReferences"][0]["uid"] == claim["metadata"]["uid"]
+        world.gke.cold = True  # the first pods in which it is to come back start anew
+        await world.kube.delete(PODS, status["pod"], grace=0)
+        lost = await until(dispatcher, "kept", lambda status: status["phase"] == "Recovering")
+        pods = dispatcher.state.pods
+        assert await pods.wait(
+            lambda: any("started cold" in notes_of(pod).get(WHY, "") and WANTED in notes_of(pod)
+                        for pod in pods.objects.values()), timeout=PATIENCE
+        )  # fmt: skip
+        world.gke.cold = False
+        back = await until(dispatcher, "kept", lambda status: status["phase"] == "Bound")
+        pod = await world.kube.get(PODS, back["pod"])
+        assert notes_of(pod)[PS_NAME] == lost["snapshot"]["id"]
+        assert leased_by(pod) == claim["metadata"]["uid"]
+        assert (back["recoveries"], back["sandbox"]["name"]) == (1, back["pod"])
+        assert back["pod"] != lost["pod"]
+        with pytest.raises(NotFound):
+            await world.kube.get(SNAPSHOTS, first)
+        later = await until(dispatcher, "kept", lambda status: status["snapshot"]["id"] != lost["snapshot"]["id"])
+        assert later["pod"] == back["pod"]
+
+    run(server, act)
+
+
+def test_a_lost_pod_of_gkes_of_which_no_snapshot_was_kept_is_said_to_be_lost(server: Server) -> None:
+    async def act(world: World) -> None:
+        await world.make_pool(low=1, high=1, limit=4)
+        dispatcher = await world.dispatch()
+        await world.claim("unkept")
+        status = await until(dispatcher, "unkept", lambda status: status.get("phase") == "Bound")
+        await world.kube.patch(PODS, status["pod"], {"status": {"phase": "Failed"}}, sub="status")
+        assert (await until(dispatcher, "unkept", lambda status: status["phase"] == "Lost"))["reason"] == "NoSnapshot"
+
+    run(server, act)

@@ -6,6 +6,7 @@ tests/contract hold `gke` and `node` to it.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,14 +17,17 @@ from thawbox.cluster.crds import (
     READINESS_GATE,
     SANDBOX,
     SANDBOX_NAME,
+    SNAPSHOT,
     STATE_LABEL,
     VERSION,
+    WANTED,
+    WHY,
     Json,
 )
 from thawbox.cluster.facts import Reason
 from thawbox.cluster.kube import PODS, Kube
 from thawbox.cluster.nodes import Nodes
-from thawbox.cluster.state import BROKEN, EMPTY, PARKED, State, notes_of, state_of
+from thawbox.cluster.state import BROKEN, EMPTY, LEASED, PARKED, State, notes_of, state_of
 from thawbox.cluster.times import condition, with_condition
 from thawbox.errors import EngineError, NotFound
 
@@ -76,6 +80,18 @@ class Backend(Protocol):
         May be asked twice. Raises NotFound when there is no clone any more, Unavailable when nobody answers,
         InvalidRequest or Unsupported when it takes no environment.
         """
+        ...
+
+    def is_lost(self, status: Json, pod: Json | None, /) -> bool:
+        """Whether what a claim is bound to, by its status, is gone for good; `pod` if the API server has it."""
+        ...
+
+    def heir(self, pool: Json, template: Json, snapshot: Json, /) -> Json | None:
+        """The pod to create for a lost claim to come back in; None where one of the parked pods is taken."""
+        ...
+
+    def look_back(self, pod: Json, snapshot: Json, /) -> Look:
+        """What a leased pod is in which a snapshot shall come back: empty until it has, leased, or broken."""
         ...
 
 
@@ -153,13 +169,27 @@ class NodeBackend:
     def look(self, pod: Json) -> Look:
         if pod.get("status", {}).get("phase") in ("Succeeded", "Failed"):
             return Look(BROKEN, "its placeholder ended", Reason.NODE_REFUSED)
-        why = notes_of(pod).get(f"{GROUP}/why", "")
+        why = notes_of(pod).get(WHY, "")
         return Look(state_of(pod), why, Reason.NODE_REFUSED if state_of(pod) == BROKEN else None)
 
     async def acquire(self, pod: Json, *, environment: Json | None = None) -> Json:
         url = self._state.urls.get(pod["spec"]["nodeName"], "")
         done = await self._nodes.acquire(url, pod["metadata"]["uid"], environment=environment)
         return {"id": done["id"], "name": done["name"]}
+
+    def is_lost(self, status: Json, _pod: Json | None, /) -> bool:
+        """By the lease of its node alone, which fences: whatever the API server still has of the pod."""
+        return status.get("node", "") not in self._state.fleet
+
+    def heir(self, _pool: Json, _template: Json, _snapshot: Json, /) -> Json | None:
+        return None
+
+    def look_back(self, pod: Json, snapshot: Json, /) -> Look:
+        if state_of(pod) != LEASED:
+            return Look(BROKEN, notes_of(pod).get(WHY, ""), Reason.NODE_REFUSED)
+        wanted = json.loads(notes_of(pod).get(WANTED, "{}")).get("id")
+        is_back = wanted == snapshot["id"] and notes_of(pod).get(SNAPSHOT) == snapshot["id"]
+        return Look(LEASED if is_back else EMPTY)
 
 
 def golden_name(template: Json) -> str:
@@ -169,8 +199,9 @@ def golden_name(template: Json) -> str:
 
 
 def sandbox_of(pod: Json) -> Json:
-    """The sandbox in a pod, as its agent wrote it down."""
-    return {"id": notes_of(pod).get(SANDBOX, ""), "name": notes_of(pod).get(SANDBOX_NAME, "")}
+    """The sandbox in a pod, as its agent wrote it down; the pod itself where there is no agent."""
+    meta, notes = pod["metadata"], notes_of(pod)
+    return {"id": notes.get(SANDBOX) or meta["uid"], "name": notes.get(SANDBOX_NAME) or meta["name"]}
 
 
 __all__ = [

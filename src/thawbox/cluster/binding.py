@@ -276,11 +276,7 @@ class Binding:
 
     async def swap(self, claim: Json, pod: Json, *, wanted: Json | None = None) -> Json:
         """The one compare-and-swap: the pod is leased to the claim, if it still is what we know. Raises Conflict."""
-        name = pod["metadata"]["name"]
-        notes = {CLAIM: claim["metadata"]["uid"], CLAIM_NAME: claim["metadata"]["name"]}
-        if wanted is not None:
-            notes[WANTED] = json.dumps(wanted)
-        change = {"metadata": {"labels": {STATE_LABEL: LEASED}, "annotations": notes}}
+        name, change = pod["metadata"]["name"], leased({"metadata": {}}, claim, wanted=wanted)
         try:
             found = await self._kube.patch(PODS, name, change, version=pod["metadata"]["resourceVersion"])
         except (Conflict, NotFound):
@@ -344,6 +340,16 @@ class Binding:
         except NotFound:
             if swap:
                 raise
+
+
+def leased(pod: Json, claim: Json, *, wanted: Json | None = None) -> Json:
+    """A pod, or a change to one, by which it is leased to a claim: for a snapshot to come back in, if one is wanted."""
+    meta = pod["metadata"]
+    notes = {CLAIM: claim["metadata"]["uid"], CLAIM_NAME: claim["metadata"]["name"]}
+    if wanted is not None:
+        notes[WANTED] = json.dumps(wanted)
+    labels = {**meta.get("labels", {}), STATE_LABEL: LEASED}
+    return {**pod, "metadata": {**meta, "labels": labels, "annotations": {**meta.get("annotations", {}), **notes}}}
 
 
 def phase_of(claim: Json) -> str:

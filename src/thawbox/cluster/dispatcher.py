@@ -13,11 +13,12 @@ from thawbox.cluster.binding import Binding
 from thawbox.cluster.crds import Json
 from thawbox.cluster.gke import GkeBackend
 from thawbox.cluster.holding import Hold
+from thawbox.cluster.keeping import Keeping
 from thawbox.cluster.kube import Conflict, Kube
 from thawbox.cluster.nodes import Nodes
 from thawbox.cluster.recovery import Recovery
 from thawbox.cluster.scaling import Scaling
-from thawbox.cluster.state import State
+from thawbox.cluster.state import State, is_gke
 from thawbox.errors import NotFound, Unavailable
 
 LEADER = "thawbox-dispatcher"
@@ -46,7 +47,8 @@ class Dispatcher:
         self._tasks = tasks
         self.binding = Binding(kube, self.state, self.backend_of, tasks)
         self._scaling = Scaling(kube, self.state, self.binding, self.backend_of, now=time.time)
-        self._recovery = Recovery(kube, self.state, self.binding, tasks, now=time.time)
+        self._recovery = Recovery(kube, self.state, self.binding, self.backend_of, tasks, now=time.time)
+        self._keeping = Keeping(kube, self.state, self._gke, tasks, clock=time.monotonic, now=time.time)
         self._hold = Hold(
             kube, LEADER, options.identity, seconds=options.lead_seconds, clock=time.monotonic, now=time.time
         )
@@ -56,7 +58,7 @@ class Dispatcher:
         """The back end of a template, or of the template of a claim."""
         pool = found["spec"].get("pool")
         template = self.state.template_of(pool) if pool else found
-        return self._gke if (template or {}).get("spec", {}).get("backend") == "gke" else self._node
+        return self._gke if is_gke(template) else self._node
 
     async def run(self) -> None:
         """Bind, and while leading scale and recover, for ever."""
@@ -67,6 +69,7 @@ class Dispatcher:
             await self._recovery.lose_silent()
             if await self._leads():
                 self._recovery.look()
+                self._keeping.look()
                 with contextlib.suppress(Conflict, NotFound, Unavailable):  # the next look has newer facts
                     await self._scaling.look()
             await asyncio.sleep(self.options.look_every)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from thawbox.cluster.backends import ColdStart, Golden, Look, pod_frame, sandbox_of
-from thawbox.cluster.crds import GROUP, Json
+from thawbox.cluster.crds import GROUP, VERSION, Json
 from thawbox.cluster.facts import Reason
 from thawbox.cluster.index import Index
 from thawbox.cluster.kube import PODS, SNAPSHOTS, TRIGGERS, Kind, Kube
@@ -42,15 +42,33 @@ class GkeBackend:
         name = golden["metadata"]["name"]
         try:
             await self._until(PODS, name, _ready, "to become ready")
-            trigger = await self._kube.create(
-                TRIGGERS, {"metadata": {"generateName": f"{meta['name']}-"}, "spec": {"targetPod": name}}
-            )
-            done = await self._until(TRIGGERS, trigger["metadata"]["name"], _triggered, "to be triggered")
-            snapshot = snapshot_name(done)
-            await self._until(SNAPSHOTS, snapshot, _ready, "to become ready")
+            return Golden(await self.snapshot(name, prefix=meta["name"]))
         finally:
             await self._kube.delete(PODS, name)
-        return Golden(snapshot)
+
+    async def snapshot(self, pod: str, *, prefix: str) -> str:
+        """Trigger a snapshot of a running pod, and return its name once it can be restored.
+
+        Raises DumpFailed, Unavailable when it takes too long.
+        """
+        wish = {"metadata": {"generateName": f"{prefix}-"}, "spec": {"targetPod": pod}}
+        trigger = (await self._kube.create(TRIGGERS, wish))["metadata"]["name"]
+        try:
+            made = snapshot_name(await self._until(TRIGGERS, trigger, _triggered, "to be triggered"))
+        finally:
+            await self._kube.delete(TRIGGERS, trigger)
+        await self._until(SNAPSHOTS, made, _ready, "to become ready")
+        return made
+
+    async def drop(self, snapshot: str) -> None:
+        """Give up a snapshot that nobody needs."""
+        await self._kube.delete(SNAPSHOTS, snapshot)
+
+    async def own(self, snapshot: str, claim: Json) -> None:
+        """Have the API server drop a snapshot when the claim is gone that it was made for."""
+        meta = claim["metadata"]
+        owner = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "Claim", "name": meta["name"], "uid": meta["uid"]}
+        await self._kube.patch(SNAPSHOTS, snapshot, {"metadata": {"ownerReferences": [owner]}})
 
     def placeholder(self, pool: Json, template: Json) -> Json:
         snapshot = template["status"]["snapshot"]
@@ -60,25 +78,19 @@ class GkeBackend:
         pod["metadata"]["labels"] = {**wanted.get("metadata", {}).get("labels", {}), **pod["metadata"]["labels"]}
         return pod
 
-    def look(self, pod: Json) -> Look:  # noqa: PLR0911 - one for each thing that a pod can be
-        if state_of(pod) in (LEASED, BROKEN):
-            return Look(state_of(pod))
-        phase = pod.get("status", {}).get("phase")
-        found = _condition(pod, RESTORED)
-        wanted = notes_of(pod).get(PS_NAME, "")
-        if found is not None and found["status"] == "True":
-            if wanted and wanted not in found.get("message", ""):
-                return Look(BROKEN, f"it was restored from another snapshot: {found.get('message')}", Reason.COLD_START)
-            return Look(PARKED)
-        if found is not None and found["status"] == "False":
-            why = found.get("message") or found.get("reason") or "no reason given"
-            return Look(BROKEN, f"the restore failed: {why}", Reason.COLD_START)
-        if phase in ("Succeeded", "Failed"):
-            return Look(BROKEN, f"the pod is {phase}", Reason.NODE_REFUSED)
-        containers = pod.get("status", {}).get("containerStatuses", [])
-        if phase == "Running" and containers and all("running" in one.get("state", {}) for one in containers):
-            return Look(BROKEN, f"it started cold: no condition {RESTORED}", Reason.COLD_START)
-        return Look(EMPTY)
+    def look(self, pod: Json) -> Look:
+        return Look(state_of(pod)) if state_of(pod) in (LEASED, BROKEN) else _come(pod)
+
+    def is_lost(self, _status: Json, pod: Json | None, /) -> bool:
+        """Once the pod is gone or has ended: of a node that nobody hears of, GKE ends it."""
+        return pod is None or pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+
+    def heir(self, pool: Json, template: Json, snapshot: Json, /) -> Json | None:
+        return self.placeholder(pool, {**template, "status": {"snapshot": snapshot["id"]}})
+
+    def look_back(self, pod: Json, _snapshot: Json, /) -> Look:
+        come = _come(pod)
+        return Look(LEASED) if come.state == PARKED else come
 
     async def acquire(self, pod: Json, *, environment: Json | None = None) -> Json:
         if environment:
@@ -92,8 +104,7 @@ class GkeBackend:
         restored = _condition(found, RESTORED)
         if restored is None or restored["status"] != "True":
             raise ColdStart(f"the pod {found['metadata']['name']} has no condition {RESTORED}: it started cold")
-        known = sandbox_of(found)
-        return {"id": known["id"] or found["metadata"]["uid"], "name": known["name"] or found["metadata"]["name"]}
+        return sandbox_of(found)
 
     async def _until(self, kind: Kind, name: str, come: Callable[[Json], bool], what: str) -> Json:
         """The object once `come` is true of it."""
@@ -117,6 +128,26 @@ class GkeBackend:
             return index.objects[name]
         finally:
             watching.cancel()
+
+
+def _come(pod: Json) -> Look:
+    """What became of a pod that was to be restored, whoever has it."""
+    phase = pod.get("status", {}).get("phase")
+    found = _condition(pod, RESTORED)
+    wanted = notes_of(pod).get(PS_NAME, "")
+    if found is not None and found["status"] == "True":
+        if wanted and wanted not in found.get("message", ""):
+            return Look(BROKEN, f"it was restored from another snapshot: {found.get('message')}", Reason.COLD_START)
+        return Look(PARKED)
+    if found is not None and found["status"] == "False":
+        why = found.get("message") or found.get("reason") or "no reason given"
+        return Look(BROKEN, f"the restore failed: {why}", Reason.COLD_START)
+    if phase in ("Succeeded", "Failed"):
+        return Look(BROKEN, f"the pod is {phase}", Reason.NODE_REFUSED)
+    containers = pod.get("status", {}).get("containerStatuses", [])
+    if phase == "Running" and containers and all("running" in one.get("state", {}) for one in containers):
+        return Look(BROKEN, f"it started cold: no condition {RESTORED}", Reason.COLD_START)
+    return Look(EMPTY)
 
 
 def snapshot_name(trigger: Json) -> str:

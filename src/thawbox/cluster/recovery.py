@@ -1,7 +1,8 @@
 """Lost nodes: their clones count no more, their claims come back elsewhere from the newest replicated snapshot.
 
 Rule 1: a claim is moved only when its node's lease has run out by our clock. A node that cannot renew its lease freezes
-what is leased on it before that (`agent`), so that nobody ever runs twice.
+what is leased on it before that (`agent`), so that nobody ever runs twice. Where there is no agent (`gke`), it is moved
+when the API server has ended its pod.
 Rule 2: silence counts only while we could hear. A dispatcher that got no CPU, or lost its watch, has heard no renewal
 either; so the API server is asked for a lease before its node is called lost, and while it does not answer none is.
 """
@@ -9,21 +10,22 @@ either; so the API server is asked for a lease before its node is called lost, a
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 
 import structlog
 
-from thawbox.cluster.backends import flip_readiness, sandbox_of
-from thawbox.cluster.binding import Binding
-from thawbox.cluster.crds import SNAPSHOT, WANTED, WHY, Json
+from thawbox.cluster.backends import Backend, Look, flip_readiness, sandbox_of
+from thawbox.cluster.binding import Binding, leased
+from thawbox.cluster.crds import WANTED, Json
 from thawbox.cluster.facts import Reason, Refusal
 from thawbox.cluster.kube import CLAIMS, LEASES, PODS, Conflict, Kube
-from thawbox.cluster.state import LEASED, State, leased_by, notes_of, state_of
+from thawbox.cluster.state import BROKEN, EMPTY, LEASED, State, leased_by, notes_of
 from thawbox.cluster.times import condition, with_condition, written
 from thawbox.errors import NotFound, Unavailable
 
 RECOVER_SECONDS = 120.0
+RETRY_SECONDS = 1.0
+"""After a recovery failed, until the claim is brought back in another pod."""
 _log = structlog.get_logger()
 
 
@@ -31,11 +33,13 @@ class Recovery:
     """Looks for nodes that have fallen silent, and brings their claims back. One dispatcher does it at a time."""
 
     def __init__(
-        self, kube: Kube, state: State, binding: Binding, tasks: asyncio.TaskGroup, *, now: Callable[[], float]
-    ) -> None:
+        self, kube: Kube, state: State, binding: Binding, backend_of: Callable[[Json], Backend],
+        tasks: asyncio.TaskGroup, *, now: Callable[[], float],
+    ) -> None:  # fmt: skip
         self._kube = kube
         self._state = state
         self._binding = binding
+        self._backend_of = backend_of
         self._tasks = tasks
         self._now = now
         self._at_work: set[str] = set()
@@ -59,10 +63,23 @@ class Recovery:
         """Begin to recover every claim that is bound to a lost node, or was being recovered."""
         for name, claim in list(self._state.claims.objects.items()):
             status = claim.get("status", {})
-            is_lost = status.get("phase") == "Bound" and status.get("node") not in self._state.fleet
+            is_lost = status.get("phase") == "Bound" and self._is_lost(claim)
             if (is_lost or status.get("phase") == "Recovering") and name not in self._at_work:
                 self._at_work.add(name)
                 self._tasks.create_task(self._guarded(name))
+
+    def _is_lost(self, claim: Json) -> bool:
+        pod = self._state.pods.objects.get(claim["status"].get("pod", ""))
+        return self._backend_of(claim).is_lost(claim["status"], pod)
+
+    async def _is_surely_lost(self, claim: Json) -> bool:
+        """The same, with what the API server has of the pod by now."""
+        name = claim["status"].get("pod", "")
+        try:
+            self._state.pods.seen(await self._kube.get(PODS, name))
+        except NotFound:
+            self._state.pods.forget(name)
+        return self._is_lost(claim)
 
     async def _guarded(self, name: str) -> None:
         try:
@@ -75,6 +92,8 @@ class Recovery:
     async def _recover(self, claim: Json) -> None:
         status = claim["status"]
         snapshot = status.get("snapshot")
+        if status["phase"] == "Bound" and not await self._is_surely_lost(claim):
+            return
         if not snapshot:
             why = f"node {status.get('node')} is lost, and no snapshot was replicated"
             await self._write(claim, {"phase": "Lost", "reason": Reason.NO_SNAPSHOT.value, "message": why}, ready=False)
@@ -86,13 +105,20 @@ class Recovery:
         pod = self._heir(claim) or await self._choose(claim, snapshot)
         if pod is None:
             return
-        name = pod["metadata"]["name"]
+        name, backend = pod["metadata"]["name"], self._backend_of(claim)
+
+        def look() -> Look:
+            found = self._state.pods.objects.get(name)
+            return Look(BROKEN, "the pod is gone") if found is None else backend.look_back(found, snapshot)
+
         _log.info("recover.started", claim=claim["metadata"]["name"], pod=name, snapshot=snapshot["id"])
-        there = await self._state.pods.wait(lambda: self._is_back(name, snapshot["id"]), timeout=RECOVER_SECONDS)
-        pod = self._state.pods.objects.get(name, pod)
-        if not there or state_of(pod) != LEASED:
-            await self._binding.break_pod(pod, f"snapshot {snapshot['id'][:12]} was not recovered in it")
-            _log.warning("recover.failed", claim=claim["metadata"]["name"], pod=name, why=notes_of(pod).get(WHY, ""))
+        await self._state.pods.wait(lambda: look().state != EMPTY, timeout=RECOVER_SECONDS)
+        pod, found = self._state.pods.objects.get(name, pod), look()
+        if found.state != LEASED:
+            why = f"snapshot {snapshot['id'][:12]} was not recovered in it: {found.why or 'it took too long'}"
+            await self._binding.break_pod(pod, why)
+            _log.warning("recover.failed", claim=claim["metadata"]["name"], pod=name, why=why)
+            await asyncio.sleep(RETRY_SECONDS)
             return
         node, before = pod["spec"]["nodeName"], status.get("pod", "")
         await self._write(claim, {
@@ -112,18 +138,18 @@ class Recovery:
         return next((pod for pod in found if pod["metadata"]["name"] != old), None)
 
     async def _choose(self, claim: Json, snapshot: Json) -> Json | None:
+        name = claim["spec"]["pool"]
+        pool, template = self._state.pools.objects.get(name), self._state.template_of(name)
+        heir = self._backend_of(claim).heir(pool, template, snapshot) if pool and template else None
+        if heir is not None:
+            made = await self._kube.create(PODS, leased(heir, claim, wanted=snapshot))
+            self._state.pods.seen(made)
+            return made
         chosen = self._state.fleet.choose(self._state.wish(claim))
         if isinstance(chosen, Refusal):
             return None
-        pod = self._state.take(chosen, claim["spec"]["pool"])
+        pod = self._state.take(chosen, name)
         return None if pod is None else await self._binding.swap(claim, pod, wanted=snapshot)
-
-    def _is_back(self, name: str, snapshot: str) -> bool:
-        pod = self._state.pods.objects.get(name)
-        if pod is None or state_of(pod) != LEASED:
-            return True
-        wanted = json.loads(notes_of(pod).get(WANTED, "{}")).get("id")
-        return wanted == snapshot and notes_of(pod).get(SNAPSHOT) == snapshot
 
     async def _write(self, claim: Json, status: Json, *, ready: bool) -> Json:
         """Change a claim's status where it still is as we know it. Raises Conflict."""

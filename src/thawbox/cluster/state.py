@@ -110,7 +110,7 @@ class State:
 
     def fitting(self, template: Json) -> frozenset[str]:
         """The classes of machines that can restore a template's snapshot."""
-        if template.get("spec", {}).get("backend") == "gke":
+        if is_gke(template):
             return frozenset({GKE_MACHINE})
         machine = template.get("status", {}).get("machine")
         if not machine:
@@ -244,7 +244,7 @@ class State:
             return None
         state, pool, node = state_of(pod), pool_of(pod), pod["spec"]["nodeName"]
         if node not in self.fleet:
-            if (self.template_of(pool) or {}).get("spec", {}).get("backend") != "gke":
+            if not is_gke(self.template_of(pool)):
                 return None
             self.fleet.add(NodeFacts(node, "", GKE_MACHINE))
         if name in self._taken:
@@ -256,6 +256,11 @@ class State:
     def _is_stale(self, pod: Json) -> bool:
         template = self.template_of(pool_of(pod)) or {}
         return bool(notes_of(pod).get(SNAPSHOT) != template.get("status", {}).get("snapshot"))
+
+
+def is_gke(template: Json | None) -> bool:
+    """Whether GKE restores a template's clones, and no agent of ours."""
+    return bool((template or {}).get("spec", {}).get("backend") == "gke")
 
 
 def notes_of(found: Json) -> Json:
