@@ -1,4 +1,4 @@
-"""Where the milliseconds of a clone and a restore go, by the steps that the node tells of (telemetry).
+"""Where the milliseconds of create, restore, clone and acquire go, by the steps that the node tells of (telemetry).
 
 Being told costs something: CRIU asks before it goes on at each of its phases. The figures without are in `clones`.
 """
@@ -17,6 +17,7 @@ from thawbox.bench.samples import Summary
 from thawbox.config import Settings
 from thawbox.model import Spec
 from thawbox.node import Node
+from thawbox.pool import PoolSpec
 from thawbox.sandbox import Sandbox
 from thawbox.telemetry import Step, Telemetry
 
@@ -35,10 +36,18 @@ _PARTS = {
     "criu.until-end": "CRIU: let go of, and its answer",
     "hooks": "programs told",
     "ready": "readiness",
+    "pool.lease": "parked clone: leased, in the journal",
+    "pool.thaw": "parked clone: thawed",
 }
 REST = "the rest: snapshot found, journal, locks, init's first answer"
 ANSWER = "the agent's first answer"
-ROADS = ("clone, memory and shell held ready", "clone, nothing held ready", "restore, nothing held ready")
+ACQUIRE, READY, EAGER, RESTORE, CREATE = ROADS = (
+    "acquire of a parked clone",
+    "clone, memory and shell held ready",
+    "clone, nothing held ready",
+    "restore, nothing held ready",
+    "create, of a program that does nothing",
+)
 
 
 def row_of(road: str, part: str) -> str:
@@ -66,39 +75,77 @@ class Phases:
             self._original = original
             self._snapshot = original.checkpoint(stop=True)
             undo.callback(lambda: self._node.context.store.remove(self._snapshot.id))
+            self._open_pool(undo)
             self._undo = undo.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._undo.close()
 
+    def _open_pool(self, undo: ExitStack) -> None:
+        self._node.create_template("phases", Spec(agent.command(self._mib), ready=f"tcp:{agent.PORT}"))
+        undo.callback(self._node.remove_template, "phases")
+        self._node.create_pool(PoolSpec("phases", "phases", low=1, high=1, limit=2))
+        undo.callback(self._node.remove_pool, "phases", force=True)
+        self._pool = self._node.open_pool("phases")
+        undo.callback(self._pool.drain, timeout=0)
+        with self._pool.acquire(timeout=60) as sandbox:
+            self._golden = agent.ask(sandbox.record.keeper_pid, whole=True)
+
     def scenarios(self) -> list[Scenario]:
         parts = {**{name: name for name in _PARTS.values()}, REST: REST, ANSWER: ANSWER}
         return [
             Scenario(road, {row_of(road, part): clock for part, clock in parts.items()}, measure)
-            for road, measure in zip(ROADS, (self._ready, self._eager, self._restored), strict=True)
+            for road, measure in {
+                ACQUIRE: self._acquired,
+                READY: self._ready,
+                EAGER: self._eager,
+                RESTORE: self._restored,
+                CREATE: self._created,
+            }.items()
         ]
+
+    def _acquired(self) -> Sequence[Timed]:
+        while (now := self._pool.statistics()).parked < now.target or now.restoring or now.ending:
+            time.sleep(0.01)
+        self._ended.clear()
+        with self._pool.acquire(timeout=30) as sandbox:
+            return self._measured(ACQUIRE, sandbox, "pool.acquire", self._golden)
 
     def _ready(self) -> Sequence[Timed]:
         if not self._snapshot.warm(shells=1):
             raise AssertionError("this criu has no template servers")
         try:
             self._node.context.reserve.wait_full(self._snapshot.id, timeout=10)
-            return self._measured(ROADS[0], self._snapshot.clone, "clone", removes=True)
+            self._ended.clear()
+            with self._snapshot.clone() as clone:
+                return self._measured(READY, clone, "clone", self._answer)
         finally:
             self._snapshot.cool()
 
     def _eager(self) -> Sequence[Timed]:
-        return self._measured(ROADS[1], lambda: self._snapshot.clone(eager=True), "clone", removes=True)
+        self._ended.clear()
+        with self._snapshot.clone(eager=True) as clone:
+            return self._measured(EAGER, clone, "clone", self._answer)
 
     def _restored(self) -> Sequence[Timed]:
-        return self._measured(ROADS[2], lambda: self._snapshot.restore(eager=True)[0], "restore", removes=False)
-
-    def _measured(self, road: str, bring: Callable[[], Sandbox], whole: str, *, removes: bool) -> Sequence[Timed]:
         self._ended.clear()
-        sandbox = bring()
+        restored, _ = self._snapshot.restore(eager=True)
+        try:
+            return self._measured(RESTORE, restored, "restore", self._answer)
+        finally:
+            restored.stop(timeout=0)
+
+    def _created(self) -> Sequence[Timed]:
+        self._ended.clear()
+        with self._node.run(Spec(("sleep", "600"))) as sandbox:
+            return self._measured(CREATE, sandbox, "run", None)
+
+    def _measured(self, road: str, sandbox: Sandbox, whole: str, original: agent.Answer | None) -> Sequence[Timed]:
+        """The parts of what brought `sandbox`, and its first answer: none where there is no `original` to compare."""
         begun = time.perf_counter()
-        agent.ask(sandbox.record.keeper_pid)
+        if original is not None:
+            agent.ask(sandbox.record.keeper_pid)
         answer_ms = (time.perf_counter() - begun) * 1000
         (step,) = [one for one in self._ended if one.name == whole]
         inside = {name: 0.0 for name in _PARTS}
@@ -106,11 +153,7 @@ class Phases:
             if one.name in inside and _is_within(one, step):
                 inside[one.name] += one.seconds * 1000
         rest = step.seconds * 1000 - sum(inside.values())
-        proof = agent.prove(sandbox.record.keeper_pid, self._answer)
-        if removes:
-            sandbox.remove(force=True)
-        else:
-            sandbox.stop(timeout=0)
+        proof = "" if original is None else agent.prove(sandbox.record.keeper_pid, original)
         return [
             *(Timed(row_of(road, _PARTS[name]), ms, proof) for name, ms in inside.items()),
             Timed(row_of(road, REST), rest, proof), Timed(row_of(road, ANSWER), answer_ms, proof),

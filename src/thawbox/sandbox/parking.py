@@ -196,8 +196,10 @@ class CloneParking:
                 raise NotFound(f"{record.name} was killed or thawed while it was parked")
             # not waited for on the disk: it outlives this process, and after a power cut there is no clone
             leased = replace(record, phase=after, lease=lease, lease_until=until)
-            self.context.journal.update(leased)
-            self.context.cgroup(record.id).thaw()
+            with self.context.telemetry.step("pool.lease", sandbox=record.id):
+                self.context.journal.update(leased)
+            with self.context.telemetry.step("pool.thaw", sandbox=record.id):
+                self.context.cgroup(record.id).thaw()
         return Sandbox(self.context, leased)
 
     def extend(self, parked: Parked, *, until: float) -> None:
