@@ -40,6 +40,8 @@ BACKLOG = 512
 """Connections that may wait to be accepted: 200 clients come at once and none is turned away."""
 KEEP_ALIVE_SECONDS = 75
 """For which a connection that nobody uses stays open: longer than pools of connections commonly rest."""
+GONE_SECONDS = 60
+"""After which a connection is given up whose other side confirms nothing of what was sent: terminals are pinged."""
 DRAIN_SECONDS = 30.0
 """How long what is under way may take to end after SIGTERM."""
 _HANDSHAKE_SECONDS = 10.0
@@ -87,6 +89,8 @@ def serve(
             create_app(service), http=PeerProtocol, ws="websockets-sansio", lifespan="off", log_level="warning",
             log_config=None, access_log=False, server_header=False, backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            # a ping unanswered may lie behind input that its program does not read yet: GONE_SECONDS tells who is gone
+            ws_ping_timeout=None,
         )  # fmt: skip
         server = _Server(config, service, outside, context, drain_timeout)
         undo.enter_context(_ended_by_signals(server))
@@ -229,6 +233,7 @@ def _listening_outside(listening: Listening) -> Generator[socket.socket | None]:
     try:
         family, _, _, _, address = socket.getaddrinfo(listening.host, listening.port, type=socket.SOCK_STREAM)[0]
         opened = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, GONE_SECONDS * 1000)  # of all it accepts
     except OSError as error:
         where = f"{listening.host}:{listening.port}"
         raise InvalidRequest(f"cannot listen on {where}: {error.strerror or error}") from error

@@ -147,7 +147,7 @@ class Command:
                 if isinstance(event, Exited):
                     yield Ended(event.exit_status, event.signal, self._timed_out, self._elapsed_ms())
                 return
-            if not events:
+            if not events and not self._may_offer:  # what was polled may have made room for input
                 self._wait()
 
     def _elapsed_ms(self) -> float:
@@ -156,13 +156,17 @@ class Command:
     def _act(self) -> None:
         while self._wishes:
             self._wishes.popleft()()
-        if self._input and self._session.stdin_room:
+        if self._may_offer:
             with self._room:
                 taken = self._session.offer_stdin(bytes(self._input[:WINDOW]))
                 del self._input[:taken]
                 self._room.notify_all()
         if self._input_ended and not self._input:
             self._session.close_stdin()
+
+    @property
+    def _may_offer(self) -> bool:
+        return bool(self._input) and self._session.stdin_room > 0
 
     def _wait(self) -> None:
         rest = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())

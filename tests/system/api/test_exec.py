@@ -211,6 +211,16 @@ def test_without_a_terminal_the_streams_stay_apart_and_signals_and_the_end_of_in
         assert (out, err, terminal.exit_code) == (300_000, 4, 143)
 
 
+@pytest.mark.parametrize("size", [70_000, 1_000_000])
+def test_input_goes_on_into_a_command_that_prints_nothing_meanwhile(box: Sandbox, size: int) -> None:
+    with box.terminal(("sh", "-c", f"head -c {size} | wc -c"), tty=False) as terminal:
+        terminal.write(b"x" * size)  # in one piece, and the end of input is not told
+        counted = terminal.read()
+        assert counted is not None
+        assert int(counted.content) == size
+    assert int(box.commands.run("wc -c", stdin=b"x" * size).stdout) == size
+
+
 def test_a_terminal_says_that_its_sandbox_stopped(box: Sandbox) -> None:
     with box.terminal(("sh", "-c", "echo here; sleep 1000")) as terminal:
         assert terminal.read() is not None
