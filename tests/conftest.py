@@ -7,6 +7,7 @@ golden agent, whose modules (`app`, `golden`, `corpus`, …) are tested like our
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -26,6 +27,9 @@ from thawbox.node import Node, make_criu_engine
 from traces import Traces, assert_unchanged, take_traces
 
 OpenNode = Callable[..., Node]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, and what we start would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

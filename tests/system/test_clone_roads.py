@@ -113,15 +113,15 @@ def test_a_clone_in_a_shell_that_waited_goes_on_by_the_snapshots_clocks_and_so_d
 def test_a_shell_that_died_while_it_waited_is_not_used_and_a_closed_node_leaves_none(
     open_node: Callable[..., Node], traces: Callable[[], Traces]
 ) -> None:
-    node = open_node()
-    snapshot, nonce = snapshot_of(node)
-    assert snapshot.warm(shells=1)
-    (victim,) = keepers(node, snapshot)
-    os.kill(victim, signal.SIGKILL)
-    assert wait_gone(victim, timeout=WAIT)
-    with snapshot.clone() as clone:
-        assert ask(clone)[0] == nonce
-    snapshot.cool()
+    with open_node() as node:
+        snapshot, nonce = snapshot_of(node)
+        assert snapshot.warm(shells=1)
+        (victim,) = keepers(node, snapshot)
+        os.kill(victim, signal.SIGKILL)
+        assert wait_gone(victim, timeout=WAIT)
+        with snapshot.clone() as clone:
+            assert ask(clone)[0] == nonce
+        snapshot.cool()  # a shell that is being made goes when it is made
     before = traces()
     with open_node() as other:
         kept = other.snapshot(snapshot.id)
