@@ -83,8 +83,8 @@ NOTES = (
     "Rows that begin with `MiB:` are MiB, not milliseconds.",
     "`proven`: the agent named the nonce that it made in memory before it was frozen, its counter had gone on, and the "
     "SHA-256 of its whole memory was the same (asked after the clock had stopped).",
-    "A clone has its own namespaces, cgroups, overlays, identity and network; bare criu's clock covers nothing but the "
-    "criu command and the answer.",
+    "A clone has its own namespaces, cgroups, overlays, identity and network; bare criu (upstream's, of "
+    "the same release, without our patches) has nothing in its clock but the criu command and the answer.",
     "The parts of a clone are told by a node with an observer, for which CRIU stops at each phase: their sum is more "
     "than a clone costs without. Sums of medians are not exact.",
 )

@@ -28,10 +28,10 @@ from thawbox.bench import (
     summarise,
     write_samples,
 )
-from thawbox.bench.bare_criu import BareCriu
+from thawbox.bench.bare_criu import BareCriu, upstream
 from thawbox.config import load_settings
 from thawbox.engines import Freeze, Place
-from thawbox.engines.criu import CriuEngine
+from thawbox.engines.criu import CriuEngine, CriuProgram
 from thawbox.model import Spec
 from thawbox.node import Node
 from thawbox.sandbox import Sandbox
@@ -68,12 +68,12 @@ while True:
 class Freezes:
     """One sandbox of `mib` MiB, and the three ways to dump it."""
 
-    def __init__(self, node: Node, plain: Node, sandbox: Sandbox, mib: int, scratch: Path) -> None:
+    def __init__(
+        self, node: Node, plain: Node, sandbox: Sandbox, mib: int, scratch: Path, *, peer: CriuProgram
+    ) -> None:  # fmt: skip
         self.mib = mib
         self._node, self._plain, self._sandbox, self._scratch = node, plain, sandbox, scratch
-        engine = node.context.engine
-        assert isinstance(engine, CriuEngine)
-        self._bare = BareCriu(engine.program, scratch)
+        self._bare = BareCriu(peer, scratch)
 
     def row(self, way: str, what: str = "frozen") -> str:
         return f"{self.mib} MiB, {way}: {what}"
@@ -121,9 +121,12 @@ def measure(
         node = undo.enter_context(Node(load_settings(home=home)))
         plain = undo.enter_context(Node(load_settings(home=home, short_freezes=False)))
         undo.callback(node.tidy)
+        engine = node.context.engine
+        assert isinstance(engine, CriuEngine)
+        peer = undo.enter_context(upstream(engine.program))
         for mib in sizes:
             with node.run(Spec(("python3", "-c", SOURCE, str(mib)), ready="tcp:8000", ready_timeout=120)) as sandbox:
-                scenarios = Freezes(node, plain, sandbox, mib, scratch).scenarios()
+                scenarios = Freezes(node, plain, sandbox, mib, scratch, peer=peer).scenarios()
                 clocks.update({row: clock for one in scenarios for row, clock in one.rows.items()})
                 samples += run_rounds(scenarios, rounds=rounds, rng=rng, progress=lambda n, way, m=mib: say(n, m, way))
     return samples, clocks
@@ -194,6 +197,7 @@ def main() -> None:
 
 NOTES = (
     "Every size has a sandbox of its own; its three rows are interleaved in one run, those of different sizes are not.",
+    "Bare criu is upstream's, of the same release, without our patches.",
     "The program writes its memory all the time, so it pays for copied pages while its copies are read.",
 )
 

@@ -1,6 +1,7 @@
 # ruff: noqa: ARG002 - bare criu has no use for some of what the protocol passes
 """The peer: CRIU's own command line, with the options thawbox gives it and its feature cache warm.
 
+It is upstream's, of the same release and settings as ours: what one would have without thawbox's patches.
 Two of them. `BareCriu` is an engine: the same sandbox, the same images, namespaces made beforehand, and nothing but
 `criu` within its clock: the floor. `PlainProcess` owes thawbox nothing: a program in namespaces that `unshare` made,
 as a person would freeze it by hand.
@@ -13,10 +14,11 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -28,12 +30,27 @@ from thawbox.errors import DumpFailed, RestoreFailed
 from thawbox.host.namespaces import Entrance, enter_program
 from thawbox.host.proc import children, start_program
 
+_BUILD = Path(__file__).parents[3] / "native" / "criu" / "build"
 _CACHE_DESCRIPTOR = 1000
 """Where our build of criu looks for its feature cache."""
 _SAME_OPTIONS = ("-v2", "--file-locks", "--tcp-established", "--manage-cgroups=ignore", "--network-lock", "skip")
 _DUMP_OPTIONS = ("--leave-running", "--link-remap", "--force-irmap", "--ghost-limit", str(GHOST_LIMIT), *_SAME_OPTIONS)
 _RESTORE_OPTIONS = ("--restore-detached", *_SAME_OPTIONS)
 _LOG = "criu.log"
+
+
+@contextlib.contextmanager
+def upstream(program: CriuProgram) -> Generator[CriuProgram]:
+    """CRIU without a patch of ours, with a feature cache of its own; built if need be, which takes half a minute.
+
+    Where thawbox was installed without its sources there is none, and `program` itself is the peer.
+    """
+    if not _BUILD.exists():
+        yield program
+        return
+    built = subprocess.run([_BUILD, "--upstream"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    with tempfile.TemporaryDirectory(dir=program.cache.parent, prefix=f"{program.cache.name}-upstream-") as cache:
+        yield replace(program, binary=Path(built), cache=Path(cache))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from thawbox.bench import agent
-from thawbox.bench.bare_criu import BareCriu
+from thawbox.bench.bare_criu import BareCriu, upstream
 from thawbox.bench.report import Requirement
 from thawbox.bench.rounds import Scenario, Timed
 from thawbox.bench.samples import Summary
@@ -59,13 +59,14 @@ class Clones:
         self._node = node
         self._many = many
         self._sizes = sizes
-        self._bare = BareCriu(engine.program, scratch)
-        self._bare_context = replace(node.context, make_engine=lambda: self._bare)
+        self._program, self._scratch = engine.program, scratch
         self._snapshots: dict[int, tuple[Snapshot, agent.Answer]] = {}
         self._undo = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as undo:
+            self._bare = BareCriu(undo.enter_context(upstream(self._program)), self._scratch)
+            self._bare_context = replace(self._node.context, make_engine=lambda: self._bare)
             for mib in self._sizes:
                 with self._node.run(Spec(agent.command(mib))) as original:
                     answer = agent.ask(original.record.keeper_pid, whole=True)

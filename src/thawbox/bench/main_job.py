@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from thawbox.bench import agent
-from thawbox.bench.bare_criu import BareCriu, PlainProcess
+from thawbox.bench.bare_criu import BareCriu, PlainProcess, upstream
 from thawbox.bench.report import Requirement
 from thawbox.bench.rounds import Scenario, Timed
 from thawbox.bench.samples import Summary
@@ -66,16 +66,17 @@ class MainJob:
         self._node = node
         self._scratch = scratch
         self._count = clones
-        self._bare = BareCriu(engine.program, scratch)
-        self._bare_context = replace(node.context, make_engine=lambda: self._bare)
         with ExitStack() as undo:
+            peer = undo.enter_context(upstream(engine.program))
+            self._bare = BareCriu(peer, scratch)
+            self._bare_context = replace(node.context, make_engine=lambda: self._bare)
             undo.callback(lambda: node.context.store.remove(self._snapshot.id))
             self._running = undo.enter_context(node.run(Spec(agent.command(mib))))
             self._away = undo.enter_context(node.run(Spec(agent.command(mib))))
             self._original = agent.ask(self._away.record.keeper_pid, whole=True)
             self._running_original = agent.ask(self._running.record.keeper_pid, whole=True)
             self._snapshot = self._away.checkpoint(stop=True)
-            self._plain = undo.enter_context(PlainProcess(engine.program, scratch, mib=mib))
+            self._plain = undo.enter_context(PlainProcess(peer, scratch, mib=mib))
             self._undo = undo.pop_all()
 
     def __enter__(self) -> Self:

@@ -12,7 +12,7 @@ from thawbox.bench.bare_criu import BareCriu
 from thawbox.bench.peers.contender import CHECKPOINT, COLD, RESTORE, Measured
 from thawbox.bench.peers.workloads import PORT, Workload, ask
 from thawbox.engines import Place
-from thawbox.engines.criu import CriuEngine
+from thawbox.engines.criu import CriuProgram
 from thawbox.errors import Unsupported
 from thawbox.host.reach import connect_within
 from thawbox.model import Spec
@@ -152,10 +152,9 @@ class Bare:
 
     name = "bare criu"
 
-    def __init__(self, thawbox: Thawbox, workload: Workload, node: Node, scratch: Path) -> None:
-        engine = node.context.engine
-        if not isinstance(engine, CriuEngine):
-            raise Unsupported("this node's engine is not criu")
+    def __init__(
+        self, thawbox: Thawbox, workload: Workload, node: Node, scratch: Path, *, program: CriuProgram
+    ) -> None:  # fmt: skip
         self._thawbox = thawbox
         self._images = scratch / "bare-images"
         work = scratch / "bare-work"
@@ -164,7 +163,7 @@ class Bare:
         def ask_beside(keeper: int) -> str:
             return ask(lambda: connect_within(keeper, PORT, timeout=30), workload.path)
 
-        self._engine = BareCriu(engine.program, work, ask=ask_beside)
+        self._engine = BareCriu(program, work, ask=ask_beside)
         self._node = node
         self._context = replace(node.context, make_engine=lambda: self._engine)
         self.nonce = thawbox.nonce

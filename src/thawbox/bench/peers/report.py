@@ -172,8 +172,9 @@ def plot(out: Path, summaries: Mapping[str, Summary], names: Sequence[str]) -> b
 NOTES = (
     "Every sample of a restore, clone or acquire was proven: the program told the nonce that the frozen one had made "
     "in its memory; a cold start told another.",
-    "runc, podman and bare criu use the CRIU of thawbox's build: Debian 12's own fails on this kernel. Their network "
-    "namespaces and root directories are made before the clock starts; thawbox makes its own within it.",
+    "runc, podman and bare criu use upstream's CRIU, of the same release and settings as thawbox's, without its "
+    "patches: Debian 12's own fails on this kernel. Their network namespaces and root directories are made before the "
+    "clock starts; thawbox makes its own within it.",
     "`checkpoint` of thawbox ends when the snapshot is flushed, hashed and listed; the others leave their images to "
     "the page cache.",
     "A cold start by thawbox ends when the program is ready, where its spec says when; by the others with its first "

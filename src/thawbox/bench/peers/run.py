@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from thawbox.bench.bare_criu import upstream
 from thawbox.bench.machine import wait_quiet
 from thawbox.bench.peers import workloads
 from thawbox.bench.peers.contender import CHECKPOINT, COLD, RESTORE, Contender, Measured
@@ -16,7 +17,8 @@ from thawbox.bench.peers.ours import ACQUIRE, CLONE, Bare, Fork, Thawbox
 from thawbox.bench.peers.runtimes import Bubblewrap, Crun, Podman, Runc, Runsc
 from thawbox.bench.rounds import Scenario, Timed, run_rounds
 from thawbox.bench.samples import Sample
-from thawbox.errors import ThawboxError
+from thawbox.engines.criu import CriuEngine
+from thawbox.errors import ThawboxError, Unsupported
 from thawbox.node import Node
 
 RESTORES = frozenset({RESTORE, CLONE, ACQUIRE})
@@ -88,10 +90,14 @@ def run_plan(
 def _contenders(
     workload: workloads.Workload, node: Node, directory: Path, *, plan: Plan, outcome: Outcome, undo: ExitStack
 ) -> Sequence[Contender]:
-    criu = node.context.programs.criu
+    engine = node.context.engine
+    if not isinstance(engine, CriuEngine):
+        raise Unsupported("this node's engine is not criu")
+    theirs = undo.enter_context(upstream(engine.program))
+    criu = theirs.binary
     ours = Thawbox(workload, node)
     undo.callback(ours.close)
-    found: list[Contender] = [ours, Bare(ours, workload, node, directory)]
+    found: list[Contender] = [ours, Bare(ours, workload, node, directory, program=theirs)]
     if workload.beats:
         found.append(Fork(ours))
     makers: dict[str, Callable[[], Contender]] = {
