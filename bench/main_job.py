@@ -72,8 +72,8 @@ NOTES = (
     "`proven`: the agent named the nonce that it made in memory before it was frozen, its counter had gone on, and the "
     "SHA-256 of its whole memory was the same (asked after the clock had stopped).",
     "Bare criu is upstream's, of the same release, built and called the same way, without our patches, its feature "
-    "cache warm. Its row with namespaces ready is the floor: nothing but criu is in its clock. `unshare + criu` is what "
-    "a person would type.",
+    "cache warm. Its row with namespaces ready is the floor: nothing but criu is in its clock. `unshare + criu` is "
+    "what a person would type.",
     "Raw samples: main-job.csv. Percentiles are interpolated linearly; with 20 samples p99 is close to the worst.",
 )
 
