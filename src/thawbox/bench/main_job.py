@@ -121,7 +121,8 @@ class MainJob:
                 FIRST_WORDS: "the call of `run`, until the clock that its program (sh, which starts date) reads",
             }, self._create),
             Scenario("warm clone", {
-                WARM_CLONE: "as for a clone, while a template server holds the snapshot's memory",
+                WARM_CLONE: "as for a clone, a moment after a template server began to hold the snapshot's memory, "
+                            "while shells for more are made; held ready for good: bench/clones.py",
             }, self._warm_clone),
             Scenario("clones", {
                 ALL_CLONES: f"one call for {CLONES} clones of a snapshot that nothing holds ready, loading its "
@@ -285,5 +286,4 @@ def requirements(found: Mapping[str, Summary], sizes: Mapping[str, float]) -> li
         Requirement(
             f"{EAGER_CLONES}, against {CLONES} restores", ratio(EAGER_CLONES, RESTORE) / CLONES, 1 / 1.5, "times"
         ),
-        Requirement(f"{WARM_CLONE}, against {BARE_RESTORE}", ratio(WARM_CLONE, BARE_RESTORE), 0.4, "times"),
     ]  # fmt: skip
