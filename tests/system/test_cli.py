@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import subprocess
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -211,6 +214,37 @@ def test_snapshots_are_listed_named_kept_and_removed(cli: Cli, tmp_path: Path) -
     assert cli("snapshots", "rm", "--cascade", first).status == 0
     assert cli("snapshots", "pull", second[:8], f"file://{tmp_path}/remote", "--name", "d").status == 0
     assert cli("restore", "d", "--json").json()["name"] == "one"
+
+
+def test_a_chain_is_exported_for_other_tools_with_its_memory_and_files_merged(cli: Cli, tmp_path: Path) -> None:
+    program = "import time\nmarker = 'in-me' + 'mory' * 3\nwhile True: time.sleep(1)"
+    cli.run("--name", "one", "--env", "A=b", command=("python3", "-c", program))
+    for line in ("echo first >/root/file; echo old >/root/gone", "echo second >/root/file; rm /root/gone"):
+        assert cli("exec", "one", "--", "sh", "-c", line).status == 0
+        snapshot = cli("checkpoint", "one", "--json").json()
+    assert snapshot["kind"] == "delta"
+    file = tmp_path / "one.tar"
+    made = cli("snapshots", "export", "--oci", snapshot["id"], str(file), "--json").json()
+    assert made == {"snapshot": snapshot["id"], "file": str(file), "bytes": file.stat().st_size}
+    with tarfile.open(file) as archive:
+        found = {one.name: archive.extractfile(one) for one in archive.getmembers() if one.isfile()}
+        content = {name: opened.read() for name, opened in found.items() if opened is not None}
+    config, spec = json.loads(content["config.dump"]), json.loads(content["spec.dump"])
+    assert (config["id"], config["name"], config["rootfsImageName"]) == (snapshot["id"], "one", "SYSTEM")
+    assert (spec["process"]["args"][0], spec["process"]["env"]) == ("python3", ["A=b"])
+    pages = [name for name in content if re.fullmatch(r"checkpoint/pages-\d+\.img", name)]
+    assert any(b"in-memorymorymory" in content[name] for name in pages)
+    assert "checkpoint/inventory.img" in content
+    with tarfile.open(fileobj=io.BytesIO(content["rootfs-diff.tar"])) as diff:
+        changed = diff.extractfile("root/file")
+        assert changed is not None
+        assert changed.read() == b"second\n"
+        assert "root/gone" not in diff.getnames()
+    assert json.loads(content["oci-layout"]) == {"imageLayoutVersion": "1.0.0"}
+    assert cli("snapshots", "export", "--oci", snapshot["id"], str(file), "--json").error()["code"] == "invalid"
+    nowhere = str(tmp_path / "no" / "where.tar")
+    assert cli("snapshots", "export", "--oci", snapshot["id"], nowhere, "--json").error()["code"] == "invalid"
+    assert list(tmp_path.glob(".one*")) == []
 
 
 def test_a_checkpoint_may_be_waited_for_and_a_chain_flattened(cli: Cli) -> None:

@@ -39,18 +39,39 @@ def _print_report(report: TransferReport, *, as_json: bool) -> None:
 @click.command("export", short_help="Write a snapshot with its chain to a file.")
 @snapshot_argument
 @click.argument("file", type=click.Path())
+@click.option("--oci", is_flag=True, help="Write a checkpoint archive for checkpointctl, Podman and OCI registries.")
 @json_option
-def export_command(reference: str, file: str, as_json: bool) -> None:
+def export_command(reference: str, file: str, oci: bool, as_json: bool) -> None:
     """Write a snapshot and all it depends on to one new file, for `snapshots import` elsewhere.
 
     The file appears when it is whole. With --json: what was written, as `snapshots push` says it.
+
+    With --oci the file is for other tools: a checkpoint archive and an OCI image in one, chain and layers merged, never
+    encrypted. It is for looking, archiving and forensics; `import` does not read it, and other runtimes can, as a rule,
+    not restore it (docs/store-format.md says why). With --json then: {"snapshot", "file", "bytes"}.
     """
+    if oci:
+        _export_for_tools(reference, Path(file), as_json=as_json)
+        return
     from thawbox.store.archive import export_archive
 
     with opened() as node, _progress("exporting") as on_progress:
         store = node.context.store
         report = export_archive(store, store.resolve(reference), Path(file), on_progress=on_progress)
     _print_report(report, as_json=as_json)
+
+
+def _export_for_tools(reference: str, file: Path, *, as_json: bool) -> None:
+    from thawbox.sandbox.exporting import export_for_tools
+
+    with opened() as node:
+        snapshot = node.context.store.resolve(reference)
+        size = export_for_tools(node.context, snapshot, file)
+    if as_json:
+        print_json({"snapshot": snapshot, "file": str(file), "bytes": size})
+    else:
+        click.echo(snapshot)
+        click.echo(f"{human_size(size)} in {file}", err=True)
 
 
 @click.command("import", short_help="Bring snapshots in from a file.")

@@ -39,6 +39,11 @@ def overlay_name(mountpoint: str) -> str:
     return mountpoint.strip("/").replace("/", "_") or "root"
 
 
+def overlay_path(name: str) -> str:
+    """Where the overlay of that word is seen, without the first slash: `root` is the empty path."""
+    return "" if name == overlay_name("/") else name
+
+
 def prepare_upper(
     context: Context, record: Record, rootfs: Rootfs, upper: Path, lowers: tuple[Path, ...], *, fresh: bool
 ) -> None:
