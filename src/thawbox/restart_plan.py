@@ -20,16 +20,18 @@ class Policy:
     """How a sandbox is supervised. Every span is seconds.
 
     `checkpoint_every` 0 means never by itself; with `checkpoint_on_pressure` there is one when the sandbox comes near
-    its memory limit. `keep` is how many of the supervisor's own snapshots stay. With `spare` the memory of the newest
-    snapshot is held ready, which makes a restore fast and costs that memory. A recovery that lived for `settled_after`
-    is no part of a crash loop; in a loop, the n-th restart waits `backoff` · 2ⁿ⁻², at most `backoff_most`, and
-    `attempts` are made. `healthy_within` is how long a restored sandbox may take to be healthy.
+    its memory limit, with `checkpoint_on_drain` when whoever watches over it stops. `keep` is how many of the
+    supervisor's own snapshots stay. With `spare` the memory of the newest snapshot is held ready, which makes a restore
+    fast and costs that memory. A recovery that lived for `settled_after` is no part of a crash loop; in a loop, the
+    n-th restart waits `backoff` · 2ⁿ⁻², at most `backoff_most`, and `attempts` are made. `healthy_within` is how long a
+    restored sandbox may take to be healthy.
     """
 
     restart: Restart = Restart.ON_FAILURE
     health: Health | None = None
     checkpoint_every: float = 0.0
     checkpoint_on_pressure: bool = False
+    checkpoint_on_drain: bool = False
     keep: int = 3
     spare: bool = False
     attempts: int = 8

@@ -94,6 +94,23 @@ def test_memory_that_one_commands_clones_loaded_is_there_for_the_next_commands(
     assert template_servers() == held
 
 
+def test_a_service_that_is_told_to_stop_checkpoints_what_its_policy_says(
+    service: subprocess.Popen[bytes], cli: Cli, node: Node
+) -> None:
+    for name in ("kept", "other"):
+        cli.run("--name", name)
+        asked = ["--checkpoint-on-drain"] if name == "kept" else []
+        assert cli("supervise", name, *asked).status == 0
+        assert cli("exec", name, "--", "sh", "-c", "echo late >/root/late").status == 0
+    before = {snapshot.id for snapshot in node.snapshots()}
+    service.terminate()
+    assert service.wait(60) == 0
+    (made,) = (snapshot for snapshot in node.snapshots() if snapshot.id not in before)
+    assert cli("clone", made.id, "--name", "again").status == 0
+    assert cli("exec", "again", "--", "cat", "/root/late").out == b"late\n"
+    assert {sandbox.name for sandbox in node.sandboxes()} == {"kept", "other", "again"}
+
+
 def test_an_interrupt_ends_what_the_service_was_doing_for_the_command(
     service: subprocess.Popen[bytes], cli: Cli, node: Node
 ) -> None:

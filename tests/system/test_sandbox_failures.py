@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from thawbox.errors import (
     SnapshotNotFound,
     StartFailed,
     ThawboxError,
+    Unavailable,
     Unsupported,
 )
 from thawbox.host.proc import children
@@ -445,3 +447,12 @@ def test_whoever_is_killed_at_work_leaves_what_was_or_what_was_wanted(
     left = take_traces(home)
     assert not left.of_kernel()
     assert not [path for path in left.files if "/sandboxes/" in path or "/locks/" in path or "staging" in path]
+
+
+def test_a_port_on_which_the_host_listens_is_not_taken_from_it(node: Node) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        spec = Spec(("sleep", "100"), net=Net.NAT, publish=(Publish(port, 80),))
+        with pytest.raises(Unavailable, match=f"port 127.0.0.1:{port} cannot be published"):
+            node.run(spec)
+    assert node.sandboxes() == []

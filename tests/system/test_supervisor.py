@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -446,12 +447,16 @@ def test_a_frozen_sandbox_is_not_taken_for_a_hanging_one(
     assert "recover.started" not in heard.kinds()
 
 
-def test_before_a_drain_everything_is_checkpointed(
+def test_before_a_drain_is_checkpointed_what_asks_for_it(
     node: Node, mortal: Sandbox, ask: Ask, supervisor: Supervisor, heard: Heard
 ) -> None:
     supervisor.supervise(mortal, PATIENT)
+    before = len(node.snapshots())
+    assert supervisor.checkpoint_before_drain(timeout=0)
+    assert len(node.snapshots()) == before
+    supervisor.supervise(mortal, replace(PATIENT, checkpoint_on_drain=True))
     kept = ask(mortal, "grow")
-    assert supervisor.checkpoint_all() == {}
+    assert supervisor.checkpoint_before_drain(timeout=60)
     os.kill(main_program(mortal), signal.SIGKILL)
     heard.until("recover.complete")
     assert ask(mortal) == kept

@@ -119,13 +119,17 @@ class Service:
     def stop(self, *, timeout: float) -> bool:
         """Take nothing more on and wait for what is under way; False if some of it had not ended after `timeout` s.
 
-        What had not begun is refused, and so is whoever waits for a clone. Looking goes on being answered.
+        What had not begun is refused, and so is whoever waits for a clone. Looking goes on being answered. Supervised
+        sandboxes have a checkpoint taken whose policy asks for one now.
         """
         self._is_ready = False
         self.events.emit("node.stopping", self.subject)
         for pool in self.pools().values():
             pool.refuse("is stopping with its node")
-        return self.operations.close(timeout=timeout)
+        deadline = time.monotonic() + timeout
+        has_ended = self.operations.close(timeout=timeout)
+        left = max(0.0, deadline - time.monotonic())
+        return self.supervisor.checkpoint_before_drain(timeout=left) and has_ended
 
     def check_ready(self) -> None:
         """Raise Busy before the pools are open and once the service is stopping."""

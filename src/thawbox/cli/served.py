@@ -39,7 +39,9 @@ _OF_A_SANDBOX = (
 _OF_A_SNAPSHOT = (
     "id", "names", "kind", "parent", "sandbox", "created_at", "bytes", "labels", "pinned", "expires_at", "used_at",
 )  # fmt: skip
-_OF_A_POLICY = ("restart", "health", "checkpoint_every", "checkpoint_on_pressure", "keep", "spare")
+_OF_A_POLICY = (
+    "restart", "health", "checkpoint_every", "checkpoint_on_pressure", "checkpoint_on_drain", "keep", "spare",
+)  # fmt: skip
 _OF_A_TEMPLATE = ("name", "snapshot", "command", "bytes", "created_at", "rebuilt_at", "exposures")
 
 Given = Mapping[str, Any]

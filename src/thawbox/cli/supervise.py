@@ -29,6 +29,7 @@ from thawbox.cli.output import json_option, print_json
 @click.option("--health-threshold", type=int, metavar="N", help="Refusals in a row that mean a hang. Default: 3.")
 @click.option("--checkpoint-every", metavar="SPAN", help="Take a snapshot that often, if anything changed.")
 @click.option("--checkpoint-on-pressure", is_flag=True, help="Take one when it comes near its memory limit, too.")
+@click.option("--checkpoint-on-drain", is_flag=True, help="Take one when `thawbox serve` stops, too.")
 @click.option("--keep", type=int, default=3, show_default=True, metavar="N", help="How many of those snapshots stay.")
 @click.option("--spare", is_flag=True, help="Hold the newest snapshot's memory ready: faster, and costs that memory.")
 @click.option("--off", is_flag=True, help="Watch over it no longer; forget its recoveries.")
@@ -40,6 +41,7 @@ def supervise_command(
     restart: str,
     checkpoint_every: str | None,
     checkpoint_on_pressure: bool,
+    checkpoint_on_drain: bool,
     keep: int,
     spare: bool,
     off: bool,
@@ -64,6 +66,7 @@ def supervise_command(
         health=spec_text.read_health({key: value for key, value in health.items() if value is not None}),
         checkpoint_every=spec_text.read_span(checkpoint_every) if checkpoint_every else 0.0,
         checkpoint_on_pressure=checkpoint_on_pressure,
+        checkpoint_on_drain=checkpoint_on_drain,
         keep=keep,
         spare=spare,
     )

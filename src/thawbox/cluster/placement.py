@@ -112,9 +112,6 @@ class Fleet:
     def load(self, node: str) -> int:
         return self._places[node].leased
 
-    def parked_on(self, node: str, pool: str) -> int:
-        return self._places[node].parked.get(pool, 0) if node in self._places else 0
-
     def add(self, facts: NodeFacts) -> None:
         """A node has come, or is other than it was; what is on it stays."""
         place = self._places.get(facts.name)

@@ -108,18 +108,6 @@ def sync_filesystem(path: Path) -> None:
         os.close(fd)
 
 
-def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Replace `path` with `content` at once, without waiting for the disk: for what can be made anew after a crash."""
-    staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        staging.write_bytes(content)
-        staging.chmod(mode)
-        staging.rename(path)
-    except BaseException:
-        staging.unlink(missing_ok=True)
-        raise
-
-
 def remove_tree(path: Path) -> None:
     """Remove a directory tree, however deep; nothing happens if it is not there."""
     try:

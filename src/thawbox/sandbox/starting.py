@@ -86,9 +86,14 @@ def _start(context: Context, spec: Spec) -> tuple[Record, float]:
 
 
 def _with_ports(published: tuple[Publish, ...]) -> tuple[Publish, ...]:
-    """The same ports, with a free one of the host where the spec leaves the choice to us."""
+    """The same ports, with a free one of the host where the spec leaves the choice to us.
+
+    Raises Unavailable for one on which a program of the host listens: it would hear nothing any more.
+    """
     chosen: list[Publish] = []
     for publish in published:
+        if publish.host_port:
+            network.check_port(publish)
         taken = [other.host_port for other in (*published, *chosen)]
         port = publish.host_port or network.choose_port(publish.host_address, taken=taken)
         chosen.append(replace(publish, host_port=port))

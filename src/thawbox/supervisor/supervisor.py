@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -162,15 +162,15 @@ class Supervisor:
         """Look at once at what other commands did; it happens by itself within a second."""
         self._call(self._look)
 
-    def checkpoint_all(self, *, why: str = "drain") -> dict[SandboxId, str]:
-        """Take a checkpoint of every watched sandbox, as before a drain; returns what failed, by sandbox."""
-        watched = [one for one in self.statuses() if one.state is State.WATCHING]
-
-        def take(one: Status) -> jobs.Checkpointed:
-            return jobs.checkpoint(self._context, one.sandbox, one.policy, self._tell, why=why)
-
-        made = self._errands.map(take, watched)
-        return {one.sandbox: done.failure for one, done in zip(watched, made, strict=True) if done.failure}
+    def checkpoint_before_drain(self, *, timeout: float) -> bool:
+        """Take a checkpoint of every watched sandbox whose policy asks for one now; False if one was not made within
+        `timeout` seconds. What failed is told as ever."""
+        wanted = [one for one in self.statuses() if one.state is State.WATCHING and one.policy.checkpoint_on_drain]
+        making = [
+            self._errands.submit(jobs.checkpoint, self._context, one.sandbox, one.policy, self._tell, why="drain")
+            for one in wanted
+        ]
+        return not wait(making, timeout).not_done
 
     def _call(self, action: Callable[[], _T]) -> _T:
         """Run `action` in the supervisor's thread and return what it does."""

@@ -113,6 +113,7 @@ class Supervise(Body):
     health: GivenHealth | None = None
     checkpoint_every: Annotated[float, Field(ge=0, le=366 * 86_400)] = 0.0
     checkpoint_on_pressure: bool = False
+    checkpoint_on_drain: bool = False
     keep: Annotated[int, Field(ge=1, le=1000)] = 3
     spare: bool = False
 

@@ -136,7 +136,8 @@ class Sandbox:
         self._transport.ask("POST", f"{self._path}/give", body)
 
     def supervise(self, **policy: Any) -> JSON:
-        """Watch over it: `restart`, `health`, `checkpoint_every`, `checkpoint_on_pressure`, `keep`, `spare`."""
+        """Watch over it: `restart`, `health`, `checkpoint_every`, `checkpoint_on_pressure`, `checkpoint_on_drain`,
+        `keep`, `spare`."""
         return self._transport.ask("PUT", f"{self._path}/supervision", policy)
 
     def unsupervise(self) -> None:
