@@ -56,11 +56,6 @@ def chain_of(snapshot: SnapshotId, parent_of: Callable[[SnapshotId], SnapshotId 
     return tuple(reversed(links))
 
 
-def must_flatten(length: int, *, cap: int) -> bool:
-    """Whether a chain of `length` links, the newest included, is to be rewritten as one full snapshot."""
-    return length > max(cap, 1)
-
-
 def children_of(links: Iterable[Link]) -> dict[SnapshotId, tuple[SnapshotId, ...]]:
     """Direct children by parent, in the order of `links`."""
     found: dict[SnapshotId, tuple[SnapshotId, ...]] = {}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thawbox.chain import Link, chain_of, children_of, must_flatten, plan_gc, subtree, unused_layers
+from thawbox.chain import Link, chain_of, children_of, plan_gc, subtree, unused_layers
 from thawbox.errors import BrokenChain
 from thawbox.model import SnapshotId
 
@@ -27,11 +27,6 @@ def test_a_chain_is_listed_base_first() -> None:
 def test_an_endless_chain_is_broken() -> None:
     with pytest.raises(BrokenChain):
         chain_of(SnapshotId("a"), lambda snapshot: snapshot)
-
-
-def test_a_chain_over_the_cap_is_flattened() -> None:
-    assert [must_flatten(length, cap=8) for length in (1, 8, 9)] == [False, False, True]
-    assert not must_flatten(1, cap=0)
 
 
 def test_children_are_removed_before_their_parents() -> None:
