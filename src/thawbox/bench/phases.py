@@ -147,7 +147,7 @@ class Phases:
         if original is not None:
             agent.ask(sandbox.record.keeper_pid)
         answer_ms = (time.perf_counter() - begun) * 1000
-        (step,) = [one for one in self._ended if one.name == whole]
+        (step,) = [one for one in self._ended if one.name == whole and one.parent is None]  # not the pool's own
         inside = {name: 0.0 for name in _PARTS}
         for one in self._ended:
             if one.name in inside and _is_within(one, step):
