@@ -18,6 +18,8 @@ import httpx
 from cli_process import Cli
 from thawbox.config import load_settings
 from thawbox.errors import SandboxNotFound
+from thawbox.host.namespaces import reap
+from thawbox.host.proc import children, command_name
 from thawbox.node import Node
 from traces import take_traces
 
@@ -29,6 +31,13 @@ TINY = {
     "mounts": [{"source": str(WORKLOADS), "target": "/workloads", "read_only": True}],
     "ready": "tcp:8000",
 }
+
+
+def _reap_launchers() -> None:
+    """A service that was killed leaves its launchers to whoever adopts orphans, which here may be the tests' process."""
+    for pid in children(os.getpid()):
+        if command_name(pid) == "thawbox-launch":
+            reap(pid, block=False)
 
 
 @dataclass(slots=True)
@@ -90,6 +99,7 @@ class Serving:
                 except SandboxNotFound:
                     continue
             node.tidy()
+        _reap_launchers()
         assert not take_traces(self.home).of_kernel(), "the test left something in the kernel"
 
 
