@@ -34,7 +34,7 @@ TINY = {
 
 
 def _reap_launchers() -> None:
-    """A service that was killed leaves its launchers to whoever adopts orphans, which here may be the tests' process."""
+    """A service that was killed leaves its launchers to whoever adopts orphans, which may be the tests' process."""
     for pid in children(os.getpid()):
         if command_name(pid) == "thawbox-launch":
             reap(pid, block=False)
