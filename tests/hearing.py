@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 
 from thawbox.supervisor import Event
@@ -29,6 +30,12 @@ class Heard:
             self.all.append(event)
             if event.what == what and sandbox in ("", event.sandbox):
                 return event
+
+    def forget(self) -> None:
+        """Let go of what came and was not waited for."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.all.append(self._events.get_nowait())
 
     def kinds(self) -> list[str]:
         return [event.what for event in self.all]

@@ -65,9 +65,11 @@ def test_memory_that_is_written_all_the_time_is_taken_in_one_moment(
         snapshot = sandbox.checkpoint()
         assert snapshot.report is not None
         assert snapshot.report.freeze is Freeze.COW, snapshot.report.why_plain
+        sandbox.freeze()  # two busy groups on one processor: kernel 6.18 may give one of them none for a minute
         clone = snapshot.clone()
         assert ask(clone, "move")["kept"] == begun
         clone.remove(force=True)
+        sandbox.thaw()
     assert ask(sandbox, "move")["kept"] == begun
     assert_nothing_stays(sandbox, processes)
 

@@ -48,7 +48,7 @@ class Layers:
             if name == "..":
                 del stacks[max(1, len(stacks) - 1) :], inside[-1:]
                 continue
-            real, status = _step(stacks[-1], name)
+            real, status = look_up(stacks[-1], name)
             if status is not None and stat.S_ISLNK(status.st_mode):
                 links += 1
                 if links > MAX_LINKS:
@@ -85,8 +85,8 @@ def _parts(path: str) -> list[str]:
     return [part for part in path.split("/") if part not in ("", ".")]
 
 
-def _step(stack: tuple[Path, ...], name: str) -> tuple[tuple[Path, ...], os.stat_result | None]:
-    """`name` in a merged directory: (its host paths, status of the topmost), or ((), None)."""
+def look_up(stack: tuple[Path, ...], name: str) -> tuple[tuple[Path, ...], os.stat_result | None]:
+    """`name` in a directory merged of `stack`, top first: (its host paths, status of the topmost), or ((), None)."""
     merged: list[Path] = []
     first: os.stat_result | None = None
     for directory in stack:

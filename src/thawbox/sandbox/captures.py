@@ -51,11 +51,10 @@ class Captured:
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """What the newest part of a capture saw of each overlay; `changed` if anything differs from the one before."""
+    """What the newest part of a capture saw of each overlay."""
 
     views: dict[str, OverlayView]
     marks: dict[str, Marks]
-    changed: bool
 
 
 def last_capture(context: Context, record: Record) -> Captured:
@@ -93,7 +92,7 @@ def _path(context: Context, record: Record) -> Path:
 
 def capture_ahead(context: Context, record: Record, since: Captured, into: Path) -> Capture:
     """Copy what changed in every writable layer to `into/NAME` while the sandbox may run; nothing for a frozen one."""
-    begun = Capture(_views(context, record), dict(since.marks), changed=False)
+    begun = Capture(_views(context, record), dict(since.marks))
     if record.phase is Phase.FROZEN:
         return begun
     now = time.time_ns()
@@ -145,7 +144,6 @@ def _copy(
     context: Context, record: Record, begun: Capture, into: Path, *, mapped: frozenset[int], now_ns: int, live: bool
 ) -> Capture:
     marks: dict[str, Marks] = {}
-    changed = begun.changed
     for name, view in begun.views.items():
         target = into / name
         target.mkdir(mode=0o755)
@@ -154,7 +152,6 @@ def _copy(
             now_ns=now_ns, live=live, overlay=view,
         )  # fmt: skip
         marks[name] = copied.marks
-        changed = changed or not copied.is_empty
         if copied.is_empty:
             target.rmdir()
-    return Capture(begun.views, marks, changed)
+    return Capture(begun.views, marks)

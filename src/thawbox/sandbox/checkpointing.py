@@ -37,7 +37,7 @@ from thawbox.sandbox.tracking import begin_dump
 from thawbox.sandbox.wishes import CheckpointReport, Mode, Wish, check_wish
 from thawbox.store import Staging, parent_link
 
-__all__ = ["CheckpointReport", "Mode", "Wish", "begin", "checkpoint", "choose_parent", "without_connections"]
+__all__ = ["CheckpointReport", "Mode", "Wish", "begin", "checkpoint", "without_connections"]
 
 
 def checkpoint(context: Context, record: Record, wish: Wish) -> tuple[Record, CheckpointReport]:
@@ -77,25 +77,25 @@ def begin(context: Context, record: Record, wish: Wish) -> tuple[Staging, Unfini
     return staging, unfinished
 
 
-def choose_parent(context: Context, record: Record, mode: Mode) -> SnapshotId | None:
-    """The snapshot to make a delta against, or None for a full one: none wanted, none here, or its chain is full.
+def _choose_parent(context: Context, record: Record, wish: Wish) -> tuple[SnapshotId | None, bool]:
+    """The snapshot to hold the dump against, None for none wanted or none here; and whether its chain is full.
 
-    Raises InvalidRequest when a delta is wanted and cannot be.
+    Against one whose chain is full nothing is held but what may come to nothing. Raises InvalidRequest when a delta is
+    wanted and cannot be.
     """
-    if mode is Mode.FULL:
-        return None
+    if wish.mode is Mode.FULL:
+        return None, False
     parent = record.parent_snapshot
     try:
         links = 0 if parent is None else len(context.store.chain(parent))
     except SnapshotNotFound:
         links = 0
-    limit = context.settings.max_chain_length
-    if 0 < links < limit:
-        return parent
-    if mode is Mode.DELTA:
+    if 0 < links < context.settings.max_chain_length:
+        return parent, False
+    if wish.mode is Mode.DELTA:
         why = f"its chain has {links} links, the limit" if links else "this node has no snapshot it came from"
         raise InvalidRequest(f"{record.name} cannot have a delta: {why}", remediation="make a full snapshot (--full)")
-    return None
+    return (parent, True) if links and wish.skip_if_clean else (None, False)
 
 
 def dump(context: Context, record: Record, staging: Staging, wish: Wish) -> Unfinished:
@@ -104,7 +104,7 @@ def dump(context: Context, record: Record, staging: Staging, wish: Wish) -> Unfi
     A short freeze that comes to nothing, because what it left to be read was ended, is followed by a plain one.
     """
     check_wish(wish)
-    choose_parent(context, record, wish.mode)  # refuses now what it would refuse after a wait
+    _choose_parent(context, record, wish)  # refuses now what it would refuse after a wait
     if wish.when_ready:
         wait_until_ready(context, record, timeout=record.spec.ready_timeout)
     try:
@@ -136,7 +136,7 @@ def _empty(staging: Staging) -> None:
 
 
 def _dump(context: Context, record: Record, staging: Staging, wish: Wish, *, why_plain: str) -> Unfinished:
-    parent = choose_parent(context, record, wish.mode)
+    parent, is_full = _choose_parent(context, record, wish)
     cgroup = context.cgroup(record.id)
     since = last_capture(context, record)
     late_directory(staging).mkdir(mode=0o700)
@@ -180,7 +180,7 @@ def _dump(context: Context, record: Record, staging: Staging, wish: Wish, *, why
     moment = Moment(clocks[0], names_in(record, attendance), tuple(databases))
     return Unfinished(
         record, wish, parent, moment, report, beneath=since.layers,
-        marks=encode_marks(captures[0].marks), files_changed=captures[0].changed, dump_number=number,
+        marks=encode_marks(captures[0].marks), parent_is_full=is_full, dump_number=number,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from thawbox.engines import DumpReport
 from thawbox.errors import LockTimeout, NotFound, SandboxNotFound
 from thawbox.host.databases import OpenDatabase
 from thawbox.host.files import remove_tree
+from thawbox.host.layer_differences import adds_nothing
 from thawbox.host.layer_stacks import merge_layers
 from thawbox.model import SnapshotId, SnapshotKind
 from thawbox.sandbox.body import Moment, body_of
@@ -37,7 +38,7 @@ class Unfinished:
     """What the frozen moment gave, beside the images and layers in the staging directory: no snapshot yet.
 
     `beneath` are the stored layers under the captured ones, by overlay, base first; `marks` what the captures saw
-    (see captures.py), `files_changed` whether they hold anything.
+    (see captures.py). With `parent_is_full`, what differs from the parent becomes a full snapshot.
     """
 
     record: Record
@@ -47,7 +48,7 @@ class Unfinished:
     report: DumpReport
     beneath: dict[str, tuple[str, ...]]
     marks: bytes
-    files_changed: bool
+    parent_is_full: bool = False
     dump_number: int = 0
 
 
@@ -76,9 +77,14 @@ def finish(context: Context, staging: Staging, unfinished: Unfinished) -> Checkp
     dumped = unfinished.report
     with context.telemetry.step("engine.shrink", sandbox=record.id):
         clean = dumped.clean if dumped.shrunk else _shrink(context, staging, parent)
-    if wish.skip_if_clean and clean and parent is not None and not unfinished.files_changed:
+    captured = _drop_repeated(context, staging, unfinished.beneath)
+    if wish.skip_if_clean and clean and parent is not None and not captured:
+        remember_capture(context, record, parent, unfinished.beneath, unfinished.marks)
         context.store.answer(staging, parent, name=wish.name, labels=wish.labels)
         return _report(context.store.record(parent), unfinished.report, skipped=True)
+    if parent is not None and unfinished.parent_is_full:
+        _flatten(context, staging, parent)
+        parent = None
     moment = _with_places(context, staging, unfinished.moment, parent)
     draft = Draft(
         kind=SnapshotKind.FULL if parent is None else SnapshotKind.DELTA,
@@ -93,6 +99,25 @@ def finish(context: Context, staging: Staging, unfinished: Unfinished) -> Checkp
     remember_capture(context, record, stored.id, stored.manifest.layers, unfinished.marks)
     note_snapshot(generation_directory(context, record), unfinished.dump_number, stored.id)
     return _report(stored, unfinished.report)
+
+
+def _flatten(context: Context, staging: Staging, parent: SnapshotId) -> None:
+    """Make the delta's images full ones."""
+    whole = staging.path / "whole"
+    whole.mkdir(mode=0o700)
+    with context.store.reading(parent) as fetched:
+        context.engine.flatten((*fetched.images, staging.images), whole)
+    remove_tree(staging.images)
+    whole.rename(staging.images)
+
+
+def _drop_repeated(context: Context, staging: Staging, beneath: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Drop captured layers that only repeat what lies beneath them; the overlays whose layers stay."""
+    for name, digests in beneath.items():
+        layer = staging.layer / name
+        if layer.is_dir() and adds_nothing(layer, [context.store.layer_tree(digest) for digest in digests]):
+            remove_tree(layer)
+    return tuple(name for name in beneath if (staging.layer / name).is_dir())
 
 
 def _with_places(context: Context, staging: Staging, moment: Moment, parent: SnapshotId | None) -> Moment:
