@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -296,21 +297,23 @@ def test_a_stopping_service_ends_what_is_followed_and_the_sandbox_runs_on(node: 
 
 
 def test_a_stopping_service_waits_for_a_command_whose_outcome_is_awaited_and_takes_no_other_on(home: Path) -> None:
-    process, service = start(Cli(home))
-    with Client(service.url, retries=0) as client, ThreadPoolExecutor() as threads:
-        box = client.run(("sleep", "1000"), name="box")
-        waiting = "touch /tmp/begun; until [ -e /tmp/go ]; do sleep 0.05; done; echo done"
-        running = threads.submit(box.commands.run, waiting)
-        wait_for(lambda: box.files.exists("/tmp/begun"), "the command has begun")
-        process.terminate()
-        wait_for(lambda: not client.is_ready(), "the service is stopping")
-        with pytest.raises(Unavailable):
-            box.commands.run("true")
-        box.files.write("/tmp/go", "")
-        assert running.result().stdout == "done\n"
-    assert process.wait(60) == 0
-    assert process.stdout is not None
-    process.stdout.close()
+    serving = Serving(home).start()
+    try:
+        with Client(f"unix:{home}/serve.sock", retries=0) as client, ThreadPoolExecutor() as threads:
+            box = client.run(("sleep", "1000"), name="box")
+            waiting = "touch /tmp/begun; until [ -e /tmp/go ]; do sleep 0.05; done; echo done"
+            running = threads.submit(box.commands.run, waiting)
+            wait_for(lambda: box.files.exists("/tmp/begun"), "the command has begun")
+            os.kill(serving.pid, signal.SIGTERM)
+            wait_for(lambda: not client.is_ready(), "the service is stopping")
+            with pytest.raises(Unavailable):
+                box.commands.run("true")
+            box.files.write("/tmp/go", "")
+            assert running.result().stdout == "done\n"
+            assert serving.process is not None
+            assert serving.process.wait(60) == 0
+    finally:
+        serving.close()
 
 
 def test_a_command_that_outlasts_the_drain_is_told_why_it_was_ended(home: Path) -> None:
