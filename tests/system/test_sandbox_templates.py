@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,39 @@ def test_a_dead_template_server_harms_no_clone_and_the_next_clones_come_all_the_
     assert {tuple(ask(clone)[:2]) for clone in before} == {tuple(expected)}
     for clone in [*before, after]:
         clone.remove(force=True)
+
+
+def test_clones_come_whoever_gives_up_the_memory_meanwhile(snapshot: Snapshot) -> None:
+    first = snapshot.clone()
+    expected = {tuple(ask(first)[:2])}
+    first.remove(force=True)
+    for round_ in range(12):
+        assert snapshot.warm(shells=0)
+        with ThreadPoolExecutor() as threads:
+            coming = threads.submit(snapshot.clones, 2)
+            time.sleep(round_ * 0.002)  # another moment of their coming each time
+            snapshot.cool()
+            clones = coming.result()
+        assert {tuple(ask(clone)[:2]) for clone in clones} == expected
+        for clone in clones:
+            clone.remove(force=True)
+
+
+def test_several_that_load_the_same_memory_at_once_leave_one_server_that_serves_them_all(
+    node: Node, snapshot: Snapshot
+) -> None:
+    with node.context.reading(snapshot.id) as fetched, ThreadPoolExecutor(4) as threads:
+
+        def load_and_clone() -> Sandbox:
+            assert node.context.engine.warm(fetched.images)
+            return snapshot.clone()
+
+        clones = [one.result() for one in [threads.submit(load_and_clone) for _ in range(4)]]
+    assert len(template_pids()) == 1
+    assert len({tuple(ask(clone)[:2]) for clone in clones}) == 1
+    for clone in clones:
+        clone.remove(force=True)
+    node.context.engine.cool(fetched.images[-1])
 
 
 def test_a_clone_from_a_template_is_checkpointed_as_a_small_delta_and_restored(snapshot: Snapshot) -> None:

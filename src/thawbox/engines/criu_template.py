@@ -6,6 +6,7 @@ one restored from the files, but that it shares every page it does not write.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -27,6 +28,8 @@ _IMAGES_FD, _WORK_FD = 901, 902
 _NAMESPACES = ("cgroup", "time", "uts", "net", "mnt")
 _LOAD_SECONDS = 120.0
 _END_SECONDS = 10.0
+_LAST_STEPS = 1.0
+"""Seconds after which a server whose connection has ended, and who is there still, did not end."""
 _PHASES = ("fork", "cgroups", "namespaces")
 """Those that the server answers with, in its order."""
 _CREDENTIALS = struct.Struct("=3i")  # struct ucred, unix(7): pid, uid, gid
@@ -76,8 +79,11 @@ class TemplateServers:
             self._telemetry.happened("engine.warm-refused", code=error.code)
             return False
         with self._lock:
-            superfluous = [self._servers.pop(chain[-1])] if chain[-1] in self._servers else []
-            self._servers[chain[-1]] = server
+            before = self._servers.pop(chain[-1], None)
+            if before is not None and before.is_alive():  # somebody was faster, and may have asked clones of it
+                self._servers[chain[-1]], superfluous = before, [server]
+            else:
+                self._servers[chain[-1]], superfluous = server, [] if before is None else [before]
             while len(self._servers) > self._most:
                 superfluous.append(self._servers.pop(next(iter(self._servers))))
         for other in superfluous:
@@ -133,6 +139,12 @@ class TemplateServer:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
+    def _has_ended(self) -> bool:
+        """Whether it is dead, or on its last steps: its connections end a moment before it does."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_LAST_STEPS)
+        return not self.is_alive()
+
     def close(self) -> None:
         self._undo.close()
 
@@ -161,12 +173,18 @@ class TemplateServer:
                         socket.send_fds(self._socket, [b"clone %d" % entrance.pids_above], [theirs.fileno(), *fds])
                 except OSError as error:
                     raise TemplateGone(f"the template server is gone: {error}") from error
-            forked(*_answer(ours, timeout=timeout))
+            answer = _answer(ours, timeout=timeout)
+            if answer is None and self._has_ended():
+                raise TemplateGone("the template server ended before it forked")
+            if answer is None:
+                raise CriuGone("the template server's fork could not enter the sandbox")
+            forked(*answer)
             return converse(ours, message, on, timeout=timeout)
 
 
-def _answer(connection: socket.socket, *, timeout: float) -> tuple[int, dict[str, float]]:
-    """The pid, by the kernel's word, of the fork at the other end, and the seconds that each phase took it."""
+def _answer(connection: socket.socket, *, timeout: float) -> tuple[int, dict[str, float]] | None:
+    """The pid, by the kernel's word, of the fork at the other end, and the seconds that each phase took it; None if
+    it ended without a word, or there never was one."""
     connection.settimeout(timeout)
     try:
         said, credentials, _, _ = connection.recvmsg(256, socket.CMSG_SPACE(_CREDENTIALS.size))
@@ -175,7 +193,7 @@ def _answer(connection: socket.socket, *, timeout: float) -> tuple[int, dict[str
     except ConnectionResetError:
         said, credentials = b"", []
     if not said:
-        raise CriuGone("the template server's fork could not enter the sandbox")
+        return None
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
     pid = _CREDENTIALS.unpack(credentials[0][2])[0]
     return pid, {name: int(word) / 1e9 for name, word in zip(_PHASES, said.split(), strict=True)}
