@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,14 +53,19 @@ def tree_of(node: Node, sandbox: Sandbox) -> dict[int, View]:
     return {inner[pid]: _view(pid, inner) for pid in sorted(members, key=inner.__getitem__)}
 
 
-def seen_while_frozen(node: Node, sandbox: Sandbox, *, at_rest: int = 0) -> dict[int, View]:
-    """The tree at a moment in which its main program has `at_rest` descriptors (0: any number)."""
+def seen_while_frozen(node: Node, sandbox: Sandbox, *, at_rest: Mapping[str, Any] | None = None) -> dict[int, View]:
+    """The tree at a moment in which its main program is as `at_rest` says (workloads/answering.py), or at any."""
     while True:
         sandbox.freeze()
         seen = tree_of(node, sandbox)
         sandbox.thaw()
-        if at_rest in (0, len(seen[MAIN].descriptors)):
+        if at_rest is None or _is_at_rest(seen[MAIN], at_rest):
             return seen
+
+
+def _is_at_rest(program: View, at_rest: Mapping[str, Any]) -> bool:
+    """A moment in which it answers has a descriptor more, one in which it handles a signal blocks that signal."""
+    return len(program.descriptors) == at_rest["descriptors"] and f"SigBlk: {at_rest['blocked']}" in program.status
 
 
 def host_pid(node: Node, sandbox: Sandbox, inner: int) -> int:

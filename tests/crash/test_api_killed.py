@@ -22,12 +22,7 @@ import pytest
 from cli_process import Cli
 from serving import PATIENCE, SLEEP, TINY, Listener, Serving, made, problem
 
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-    pytest.mark.timeout(300),
-    # httpcore leaves the socket of a connection that was refused to the garbage collector
-    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
-]
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(300)]
 
 
 @pytest.fixture

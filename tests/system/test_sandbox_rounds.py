@@ -39,7 +39,9 @@ def kill(sandbox: Sandbox, *, politely: bool) -> None:
     assert sandbox.state is Phase.LOST
 
 
-def round_trip(node: Node, sandbox: Sandbox, number: int, *, at_rest: int = 0) -> tuple[Tree, Tree]:
+def round_trip(
+    node: Node, sandbox: Sandbox, number: int, *, at_rest: dict[str, Any] | None = None
+) -> tuple[Tree, Tree]:
     """One checkpoint → kill → restore, each of the ways in turn; what was seen of the tree before and after."""
     before = seen_while_frozen(node, sandbox, at_rest=at_rest)
     if number % 3 == 2:

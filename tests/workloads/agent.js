@@ -50,7 +50,9 @@ function allMovedSince(begun) { return Object.entries(moving()).every(([name, no
 
 const server = net.createServer((connection) => {
   const answer = () => server.getConnections((_error, connected) => {
-    const at_rest = fs.readdirSync('/proc/self/fd').length - 1 - connected;
+    const descriptors = fs.readdirSync('/proc/self/fd').length - 1 - connected;
+    const [, blocked] = /^SigBlk:\s*(\w+)$/m.exec(fs.readFileSync('/proc/self/status', 'utf8'));
+    const at_rest = { descriptors, blocked };
     connection.end(JSON.stringify({ kept: kept(), moving: moving(), at_rest }));
   });
   connection.on('error', () => {});

@@ -4,8 +4,8 @@
     grow    lets the program's state grow, then answers as `state`
     move    waits until every number of `moving` has risen, then answers as `state`
 
-`at_rest` is how many descriptors the program has while nobody is connected. A connection that says nothing is a
-readiness probe.
+`at_rest` says what the program is like while nobody is connected and no signal is being handled: how many descriptors
+it has, and the signals that it blocks. A connection that says nothing is a readiness probe.
 """
 
 from __future__ import annotations
@@ -36,8 +36,14 @@ def serve(kept: Kept, moving: Moving, grow: Callable[[], None]) -> None:
                 grow()
             if word == "move":
                 wait_until_all_moved(moving)
-            answer = {"kept": kept(), "moving": moving(), "at_rest": len(os.listdir("/proc/self/fd")) - 2}
+            answer = {"kept": kept(), "moving": moving(), "at_rest": at_rest()}
             connection.sendall(json.dumps(answer).encode())
+
+
+def at_rest() -> dict[str, object]:
+    with open("/proc/self/status") as status:
+        (blocked,) = [line.split()[1] for line in status if line.startswith("SigBlk:")]
+    return {"descriptors": len(os.listdir("/proc/self/fd")) - 2, "blocked": blocked}
 
 
 def wait_until_all_moved(moving: Moving) -> None:

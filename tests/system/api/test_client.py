@@ -30,11 +30,7 @@ from thawbox.errors import (
 )
 from thawbox.node import Node
 
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-    # httpcore leaves its socket to the garbage collector where nobody listens on it.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 WORKLOADS = Path(__file__).parents[2] / "workloads"
 
 
