@@ -45,3 +45,18 @@ def test_a_restore_leaves_no_more_memory_in_use_than_there_was(workload: Callabl
         assert ask(restored)["kept"] == begun
         assert restored.stats().memory < used + (8 << 20)
         restored.stop(timeout=0)
+
+
+@on_both_roads
+def test_pages_that_lie_scattered_over_a_chain_come_back_from_every_link(
+    workload: Callable[..., Sandbox], ask: Ask
+) -> None:
+    sandbox = workload("python3", "scattered.py")
+    links = []
+    for _ in range(5):
+        links.append((ask(sandbox, "grow")["kept"], sandbox.checkpoint()))
+    for kept, snapshot in links:
+        clone = snapshot.clone()
+        assert ask(clone)["kept"] == kept
+        clone.remove(force=True)
+    assert [snapshot.report.parent for _, snapshot in links[1:]] == [snapshot.id for _, snapshot in links[:-1]]
