@@ -3,7 +3,7 @@
 Run as `python bench/delta.py [--mib 64] [--rounds 30] [--changed 1280] [--depth 1] [--json]`.
 Interleaved in one run, on images in the page cache:
 `make_delta`  reading, comparing, deciding and rewriting, of a dump with `--changed` scattered pages changed
-`compare`     its first half alone
+`compare`     its first half alone: comparing, and writing what stays
 `array_equal` numpy comparing the same two memories in memory of its own: the ceiling of comparing
 `copy`        numpy copying one of them onto another array: the ceiling of touching
 """
@@ -80,6 +80,8 @@ def measure(root: Path, options: argparse.Namespace) -> dict[str, dict[str, floa
     for _ in range(options.rounds):
         write_dump(fresh, content)
         seconds["compare"].append(timed(lambda: criu_delta._judge(fresh, links, TASK, TASK, copy=None)))
+        for kept in fresh.glob("*.new"):
+            kept.unlink()
         seconds["array_equal"].append(timed(lambda: np.array_equal(content, copy)))
         seconds["make_delta"].append(timed(lambda: criu_delta.make_delta(fresh, links, parent_link="../link0")))
         seconds["copy"].append(timed(lambda: np.copyto(other, content)))

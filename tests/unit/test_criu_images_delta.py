@@ -57,6 +57,17 @@ def test_only_what_differs_is_kept(tmp_path: Path) -> None:
     assert not is_clean(report)
 
 
+@pytest.mark.parametrize("changed", [0, 1, 4, 5, 15, 16])
+def test_what_stays_is_the_same_whether_it_is_little_or_much(tmp_path: Path, changed: int) -> None:
+    """Little goes into a file of its own while it is compared, of much the gaps are closed in place."""
+    base = dump(tmp_path / "base", *range(1, 17))
+    images = dump(tmp_path / "next", *(page + 100 * (page % 16 < changed) for page in range(1, 17)))
+    make_delta(images, [base], parent_link="../base")
+    kept = b"".join(bytes([page + 100]) * PAGE for page in range(1, 17) if page % 16 < changed)
+    assert (images / "pages-1.img").read_bytes() == kept
+    assert {entry.name for entry in images.iterdir()} == {"mm-2.img", "pagemap-2.img", "pages-1.img", "parent"}
+
+
 def test_a_page_of_zeros_costs_nothing_in_a_full_dump_either(tmp_path: Path) -> None:
     images = dump(tmp_path / "base", 0, 1, 0, 0, 2, 0)
     assert make_full(images).zero == 4 * PAGE
@@ -98,6 +109,15 @@ def test_a_task_of_nothing_but_zeros_keeps_a_page(tmp_path: Path) -> None:
     images = dump(tmp_path / "base", 0, 0, 0)
     make_full(images)
     assert read_pagemap(images / "pagemap-2.img").count.tolist() == [1]
+
+
+def test_a_task_of_nothing_but_zeros_has_them_from_a_parent_that_kept_one(tmp_path: Path) -> None:
+    base, images = dump(tmp_path / "base", 0, 0), dump(tmp_path / "next", 0, 0)
+    make_full(base)
+    report = make_delta(images, [base], parent_link="../base")
+    assert (report.in_parent, report.zero, report.changed) == (PAGE, PAGE, 0)
+    assert (images / "pages-1.img").read_bytes() == b""
+    assert len(read_chain([base, images], TASK).effective.pages) == 1
 
 
 @pytest.mark.parametrize("damage", ["truncated pages", "missing pages", "damaged pagemap", "missing mm"])
@@ -167,8 +187,12 @@ def test_a_claim_of_endless_pages_in_the_parent_is_refused_before_it_costs_memor
 def test_two_memories_that_claim_one_pages_file_are_corrupt(tmp_path: Path) -> None:
     images = dump(tmp_path / "base", 1, 2)
     shutil.copy(images / "pagemap-2.img", images / "pagemap-shmem-9.img")
+    before = content_of(images)
     with pytest.raises(CorruptSnapshot, match="same pages file"):
         make_full(images)
+    with pytest.raises(CorruptSnapshot, match="same pages file"):
+        make_delta(images, [dump(tmp_path / "parent", 1, 3)], parent_link="../parent")
+    assert content_of(images) == before
 
 
 def test_segments_tell_where_every_page_is(tmp_path: Path) -> None:

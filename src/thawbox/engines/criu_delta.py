@@ -3,9 +3,10 @@
 For kernels without soft-dirty tracking: every dumped page is compared with the parent chain's effective page at the
 same address, after the thaw. Stock `criu restore` and `crit` read the result.
 
-Rule 1: look first, then change. `make_delta` reads and decides everything before it writes the first byte, so a
+Rule 1: look first, then change. `make_delta` reads and decides everything before it changes the first byte, so a
 damaged parent costs the delta, never the dump.
-        What copies of the tasks hold (`copies`) is read and written once: only what stays is written at all.
+        What stays is written to a file of its own meanwhile, if that is a small part of the dump or the memory is in
+        copies of the tasks (`copies`), and so is read once.
 Rule 2: what a page may become is for `criu_vmas` to say.
 Rule 3: an `in_parent` entry is never lazy as well: stock `criu lazy-pages` loses such pages, and the task hangs.
 Rule 4: a task's pagemap never becomes empty: CRIU 4.2 follows a null pointer at the first mapping then.
@@ -56,7 +57,9 @@ from thawbox.engines.criu_rseq import changed_by_kernel
 from thawbox.engines.criu_shared import adopt_names, read_memfds, rename_memfds
 from thawbox.engines.criu_vmas import absent_is_zero, mapped, may_be_in_parent, may_be_lazy
 from thawbox.errors import CorruptSnapshot, InvalidRequest
+from thawbox.host.files import is_same_content
 
+_NEW = ".new"
 _CLOCKS = re.compile(r"(inventory|timens-[0-9]+)\.img")
 """Images that hold the time of the dump, and so differ between any two."""
 
@@ -91,12 +94,12 @@ def is_clean(report: DeltaReport) -> bool:
 @dataclass(frozen=True, slots=True)
 class _Verdict:
     """What is to become of one memory's pages: for each dumped page whether its bytes stay, the new pagemap, and the
-    memory's name in the delta. `written` if the bytes that stay lie in a file of their own already."""
+    memory's name in the delta. The bytes that stay lie in the file `written` already, if it names one."""
 
     name: Memory
     keep: Mask
     pagemap: Pagemap
-    written: bool
+    written: Path | None
     report: DeltaReport = field(default_factory=DeltaReport)
 
 
@@ -139,6 +142,14 @@ def make_full(images: Path, *, copies: Mapping[int, Copy] = NO_COPIES) -> DeltaR
 def _rewrite(images: Path, parents: Sequence[Path], copies: Mapping[int, Copy]) -> DeltaReport:
     if (images / PARENT_LINK).is_symlink():
         raise InvalidRequest(f"{images} is a delta already")
+    try:
+        return _decided(images, parents, copies)
+    finally:
+        for left in images.glob(f"*{_NEW}"):
+            left.unlink()
+
+
+def _decided(images: Path, parents: Sequence[Path], copies: Mapping[int, Copy]) -> DeltaReport:
     found = memories(images)
     given = _adopted(images, parents, found)
     private = {memory: copies.get(memory.number) for memory in found if not memory.shared}
@@ -177,20 +188,24 @@ def _judge(images: Path, parents: Sequence[Path], memory: Memory, name: Memory, 
     chain = read_chain(parents, name)
     index, has_parent = find(pages, chain.effective.pages)
     may_drop, may_link = _allowed(images, memory, pages)
+    file = images / dumped.pages_name
+    source: AbstractContextManager[_Rows]
     if copy is None:
         check_pages_size(images, dumped)
-        zero, equal = _compare(FileRows(images / dumped.pages_name), chain, index, has_parent)
+        source, room = FileRows(file), int(has_parent.sum()) // 4
     else:
-        source = CopyRows(memory.number, copy, pages, images / dumped.pages_name)
-        with _Kept(_new(images / dumped.pages_name), may_drop, may_link) as kept:
-            zero, equal = _compare(source, chain, index, has_parent, seen=kept.take)
+        source, room = CopyRows(memory.number, copy, pages, file), len(pages)
+    new = images / f"{memory.pagemap_name}{_NEW}"
+    with _Kept(new, may_drop, may_link, room=room) as kept:
+        zero, equal = _compare(source, chain, index, has_parent, seen=kept.take)
     dropped = zero & may_drop
-    if not memory.shared and len(pages) and dropped.all():
+    is_empty = not memory.shared and len(pages) > 0 and bool(dropped.all())
+    if is_empty:
         dropped[0] = False
-        if copy is not None:
-            _new(images / dumped.pages_name).write_bytes(bytes(PAGE))
     linked = equal & may_link & ~dropped
     keep = ~dropped & ~linked
+    if is_empty:
+        new.write_bytes(bytes(PAGE * int(keep.sum())))
     # A page dropped here and absent from the parent is no change; one the parent still names is, so it is `gone`.
     survivors = has_parent & ~dropped
     report = DeltaReport(
@@ -202,20 +217,20 @@ def _judge(images: Path, parents: Sequence[Path], memory: Memory, name: Memory, 
         gone=(len(chain.effective.pages) - int(survivors.sum())) * PAGE,
     )
     pagemap = _shrunk(dumped.pages_id, pages, flags, dropped, linked)
-    return _Verdict(name, keep, pagemap, written=copy is not None, report=report)
-
-
-def _new(path: Path) -> Path:
-    return path.with_name(path.name + ".new")
+    return _Verdict(name, keep, pagemap, new if kept.is_all else None, report)
 
 
 class _Kept:
-    """Writes what stays of a memory that is read from a copy, chunk by chunk."""
+    """Writes what stays of a memory to a file of its own, chunk by chunk as it is compared: up to `room` pages.
 
-    def __init__(self, path: Path, may_drop: Mask, may_link: Mask) -> None:
-        self._path, self._may_drop, self._may_link = path, may_drop, may_link
+    A second file costs fresh memory for its cache, so of what is in a file already, only a small part is worth one.
+    """
+
+    def __init__(self, path: Path, may_drop: Mask, may_link: Mask, *, room: int) -> None:
+        self._path, self._may_drop, self._may_link, self._room = path, may_drop, may_link, room
         self._fd = -1
         self._written = 0
+        self.is_all = True
 
     def __enter__(self) -> _Kept:
         self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -227,11 +242,11 @@ class _Kept:
     def take(self, low: int, rows: Rows, zero: Mask, equal: Mask) -> None:
         high = low + len(rows)
         keep = ~(zero & self._may_drop[low:high]) & ~(equal & self._may_link[low:high])
-        if not keep.any():
-            return
-        kept = rows if keep.all() else rows[keep]
-        write_rows(self._fd, self._written, kept)
-        self._written += len(kept)
+        count = int(keep.sum())
+        self.is_all = self.is_all and self._written + count <= self._room
+        if self.is_all and count:
+            write_rows(self._fd, self._written, rows if count == len(rows) else rows[keep])
+            self._written += count
 
 
 def _shrunk(pages_id: int, pages: Integers, flags: Flags, dropped: Mask, linked: Mask) -> Pagemap:
@@ -280,13 +295,14 @@ def _allowed(images: Path, memory: Memory, pages: Integers) -> tuple[Mask, Mask]
 
 
 def _apply(images: Path, verdict: _Verdict) -> None:
-    """Close the gaps in the pages file, towards its beginning and in place, and write the pagemap.
+    """Leave in the pages file what stays, and write the pagemap.
 
-    In place because a second file costs fresh memory for its cache; only this dump's own bytes are moved.
+    What does not lie in a file of its own closes the gaps in place, towards the beginning: only this dump's own bytes
+    are moved.
     """
     path = images / verdict.pagemap.pages_name
-    if verdict.written:
-        _new(path).rename(path)
+    if verdict.written is not None:
+        verdict.written.rename(path)
     elif not verdict.keep.all():
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -318,19 +334,13 @@ def _pages_of(parents: Sequence[Path], *, exclude: Set[Memory]) -> int:
 
 def _other_changed(images: Path, parent: Path) -> tuple[str, ...]:
     ours, theirs = _other_images(images), _other_images(parent)
-    return tuple(sorted((ours ^ theirs) | {name for name in ours & theirs if _differ(images / name, parent / name)}))
+    differing = {name for name in ours & theirs if not is_same_content(images / name, parent / name)}
+    return tuple(sorted((ours ^ theirs) | differing))
 
 
 def _other_images(images: Path) -> set[str]:
     names = {entry.name for entry in images.iterdir() if entry.name.endswith(".img")}
     return {name for name in names if not name.startswith(("pages-", "pagemap-")) and not _CLOCKS.fullmatch(name)}
-
-
-def _differ(ours: Path, theirs: Path) -> bool:
-    if ours.stat().st_size != theirs.stat().st_size:
-        return True
-    with ours.open("rb") as mine, theirs.open("rb") as other:
-        return any(block != other.read(1 << 16) for block in iter(lambda: mine.read(1 << 16), b""))
 
 
 def _sum(reports: Sequence[DeltaReport], *, gone: int, other_changed: tuple[str, ...]) -> DeltaReport:

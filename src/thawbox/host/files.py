@@ -1,4 +1,4 @@
-"""Durable writes: the only place that calls fsync, and the only way state reaches the disk."""
+"""Files of ours. Durable writes: the only place that calls fsync, and the only way state reaches the disk."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 
 from thawbox.errors import LockTimeout
 from thawbox.host.proc import run_program
+
+_CHUNK = 1 << 16
 
 
 def fsync_path(path: Path) -> None:
@@ -65,6 +67,14 @@ def names_in(directory: Path) -> list[str]:
         return os.listdir(directory)  # noqa: PTH208 — names are wanted, not a Path for each
     except FileNotFoundError:
         return []
+
+
+def is_same_content(one: Path, other: Path) -> bool:
+    """Whether two regular files hold the same bytes; reads them, 64 KiB at a time."""
+    if one.stat().st_size != other.stat().st_size:
+        return False
+    with one.open("rb") as mine, other.open("rb") as theirs:
+        return all(chunk == theirs.read(_CHUNK) for chunk in iter(lambda: mine.read(_CHUNK), b""))
 
 
 def rename_durably(source: Path, target: Path) -> None:

@@ -12,10 +12,9 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from thawbox.host.files import is_same_content
 from thawbox.host.layers import is_whiteout, look_up
 from thawbox.host.tree_copies import OPAQUE, read_attributes
-
-_CHUNK = 1 << 20
 
 _Pair = tuple[Path, Path]
 
@@ -33,7 +32,7 @@ def adds_nothing(layer: Path, beneath: Sequence[Path]) -> bool:
         if pair is None:
             return False
         files.append(pair)
-    return all(_is_same_content(one, other) for one, other in files)
+    return all(is_same_content(one, other) for one, other in files)
 
 
 def _pairs(directory: Path, stack: tuple[Path, ...]) -> Iterator[_Pair | None]:
@@ -67,8 +66,3 @@ def _is_alike(one: Path, other: Path) -> bool:
     if mine.st_nlink > 1 or theirs.st_nlink > 1 or mine.st_size != theirs.st_size:
         return False
     return not stat.S_ISLNK(mine.st_mode) or one.readlink() == other.readlink()
-
-
-def _is_same_content(one: Path, other: Path) -> bool:
-    with one.open("rb") as mine, other.open("rb") as theirs:
-        return all(chunk == theirs.read(_CHUNK) for chunk in iter(lambda: mine.read(_CHUNK), b""))
