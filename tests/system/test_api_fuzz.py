@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import re
 import socket
@@ -122,6 +123,29 @@ def test_a_path_of_ten_megabytes_is_refused(root: httpx.Client, serving: Serving
     with contextlib.suppress(ConnectionError):  # it may hang up before all of it was said
         status, _ = ask(serving, "GET", f"/v1/sandboxes/{'x' * (10 << 20)}")
         assert 400 <= status < 500
+    made(root.get("/healthz"), 200)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET /v1/snapshots/" + b"x" * (64 << 10), b"GET / HTTP/1.1\r\nHost: node\r\nX-Much: " + b"x" * (64 << 10),
+        b"\x16\x03\x01 this is no request\r\n\r\n", b"GET / HTTP/1.1\r\nHost node\r\n\r\n", b"GET /\0 HTTP/1.1\r\n\r\n",
+    ],
+    ids=["address", "headers", "noise", "no header", "nul"],
+)  # fmt: skip
+def test_what_is_no_request_is_a_problem_too(root: httpx.Client, serving: Serving, said: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(60)
+        connection.connect(str(serving.home / "serve.sock"))
+        connection.sendall(said)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert (answer.status, answer.getheader("content-type")) == (400, "application/problem+json")
+        told = json.loads(answer.read())
+        assert (told["status"], told["code"]) == (400, "invalid")
+        assert "64 KiB" in told["remediation"]
+        assert connection.recv(1) == b"", "the connection is left open"
     made(root.get("/healthz"), 200)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
+import h11
 from fastapi import Depends
 from fastapi.routing import APIRoute, APIWebSocketRoute
 from starlette.requests import HTTPConnection
@@ -26,7 +27,7 @@ from thawbox.api.origins import check_origin
 from thawbox.api.problems import problem_of
 from thawbox.api.service import Service
 from thawbox.api.tokens import LOCAL, Caller, Scope
-from thawbox.errors import Forbidden, Refused, Unauthenticated
+from thawbox.errors import Forbidden, InvalidRequest, Refused, Unauthenticated
 
 OPEN = frozenset({"/", "/healthz", "/readyz", "/favicon.ico"})
 """Paths that tell nothing of the node; with everything below `OPEN_BELOW`: the dashboard's own files."""
@@ -34,6 +35,9 @@ OPEN_BELOW = "/dashboard/"
 SUBPROTOCOL = "bearer."
 """A browser cannot send headers with a WebSocket: it sends its token as one more subprotocol."""
 _CREDENTIALS = struct.Struct("=iii")
+MOST_HEAD_BYTES = 64 << 10
+"""Of a request's address and headers."""
+_NO_REQUEST = f"send HTTP/1.1, with at most {MOST_HEAD_BYTES >> 10} KiB of address and headers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,18 @@ class PeerProtocol(H11Protocol):
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
         self.app_state = {**self.app_state, "peer": _peer(transport.get_extra_info("socket"))}
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no request and end the connection; uvicorn does so too, but in plain text."""
+        answer = problem_of(InvalidRequest(msg.rstrip("."), remediation=_NO_REQUEST))
+        headers = [*answer.raw_headers, (b"connection", b"close")]
+        for event in (
+            h11.Response(status_code=answer.status_code, headers=headers),
+            h11.Data(data=bytes(answer.body)),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
 
 def _peer(connection: socket.socket | None) -> Peer | None:

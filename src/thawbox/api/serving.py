@@ -24,7 +24,7 @@ import structlog
 import uvicorn
 from anyio import to_thread
 
-from thawbox.api.access import PeerProtocol
+from thawbox.api.access import MOST_HEAD_BYTES, PeerProtocol
 from thawbox.api.app import create_app
 from thawbox.api.logs import set_up_logs
 from thawbox.api.observing import Observing
@@ -88,7 +88,7 @@ def serve(
         config = uvicorn.Config(
             create_app(service), http=PeerProtocol, ws="websockets-sansio", lifespan="off", log_level="warning",
             log_config=None, access_log=False, server_header=False, backlog=BACKLOG,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS, h11_max_incomplete_event_size=MOST_HEAD_BYTES,
             # a ping unanswered may lie behind input that its program does not read yet: GONE_SECONDS tells who is gone
             ws_ping_timeout=None,
         )  # fmt: skip
