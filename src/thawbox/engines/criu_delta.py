@@ -143,13 +143,13 @@ def _rewrite(images: Path, parents: Sequence[Path], copies: Mapping[int, Copy]) 
     if (images / PARENT_LINK).is_symlink():
         raise InvalidRequest(f"{images} is a delta already")
     try:
-        return _decided(images, parents, copies)
+        return _rewrite_all(images, parents, copies)
     finally:
         for left in images.glob(f"*{_NEW}"):
             left.unlink()
 
 
-def _decided(images: Path, parents: Sequence[Path], copies: Mapping[int, Copy]) -> DeltaReport:
+def _rewrite_all(images: Path, parents: Sequence[Path], copies: Mapping[int, Copy]) -> DeltaReport:
     found = memories(images)
     given = _adopted(images, parents, found)
     private = {memory: copies.get(memory.number) for memory in found if not memory.shared}
