@@ -84,6 +84,7 @@ def go():
     sandbox.remove(force=True)
     lists = []
     for clone in snapshot.clones(4):
+        # its threads tell nobody how far they are: looked at until they are there, however long that takes
         run(clone, "end = len(drawn) + 30_000\nwhile len(drawn) < end: time.sleep(0.01)")
         lists.append(evaluate(clone, "drawn[began[-1]:end]"))
         clone.remove(force=True)
