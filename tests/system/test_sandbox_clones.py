@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -95,6 +98,27 @@ def test_if_one_of_many_clones_fails_none_is_left(node: Node, unchanged: Unchang
     snapshot.clone().remove(force=True)  # on one of the roads its memory is held from now on
     with unchanged(), pytest.raises(InvalidRequest, match="copy-3"):
         snapshot.clones(5, name="copy", eager=True)
+
+
+def test_many_clones_that_are_interrupted_leave_none(node: Node) -> None:
+    snapshot = node.run(Spec(("sleep", "infinity"))).checkpoint()
+    begun, caller = threading.Event(), threading.get_ident()
+
+    def interrupt() -> None:
+        begun.wait()
+        while len(node.sandboxes()) == 1:
+            time.sleep(0.001)  # nothing tells of the first one but the journal
+        signal.pthread_kill(caller, signal.SIGINT)
+
+    beside = threading.Thread(target=interrupt)
+    beside.start()
+    with pytest.raises(KeyboardInterrupt):
+        try:
+            begun.set()
+            snapshot.clones(COUNT)
+        finally:
+            beside.join()
+    assert len(node.sandboxes()) == 1
 
 
 def test_a_restore_is_refused_while_the_original_runs_and_changes_nothing(

@@ -37,6 +37,7 @@ from thawbox.sandbox.preflight import preflight
 from thawbox.sandbox.reserve import PER_SNAPSHOT
 from thawbox.sandbox.reviving import RestoreTimes
 from thawbox.sandbox.shells import open_log, root_layers
+from thawbox.sandbox.threads import Making
 from thawbox.store import Record as Stored
 from thawbox.telemetry import Step, carried
 
@@ -377,7 +378,7 @@ class Snapshot:
         warming.release(self._context, self.id, holder="caller")
 
     def clones(self, count: int, *, name: str = "", eager: bool = False) -> list[Sandbox]:
-        """`count` clones at once; if one fails, or `progress` raises, all are removed and the error is raised.
+        """`count` clones at once; if one fails, `progress` raises or Ctrl-C comes, all are removed and that is raised.
 
         Several share their memory, copy on write, where the engine can do that; `eager` reads it for each.
         """
@@ -390,26 +391,24 @@ class Snapshot:
         is_warm = not eager and warming.warm_for(self._context, self.id, count)
         at_once = PARALLEL_CLONES if is_warm else PARALLEL_RESTORES
         names = [name] if count == 1 else [f"{name}-{number}" if name else "" for number in range(1, count + 1)]
-        made: list[tuple[Sandbox, RestoreTimes]] = []
+        making = Making[Sandbox]()
+
+        def make(one: str) -> tuple[Sandbox, RestoreTimes]:
+            with making.one() as note:
+                clone = self.clone_timed(name=one, secrets=secrets, environment=environment, eager=eager)
+                note(clone[0])
+                return clone
+
         with ThreadPoolExecutor(at_once, "thawbox-clone") as threads:
-            futures = [
-                threads.submit(
-                    carried(self.clone_timed), name=one, secrets=secrets, environment=environment, eager=eager
-                )
-                for one in names
-            ]
-            failure: BaseException | None = None
-            for future in futures:
-                try:
-                    made.append(future.result())
-                    if progress is not None and failure is None:
+            try:
+                futures = [threads.submit(carried(make), one) for one in names]
+                for future in futures:
+                    future.result()
+                    if progress is not None:
                         progress()
-                except BaseException as error:  # noqa: BLE001 - raised below, when the others are gone
-                    failure = failure or error
-                    for other in futures:
-                        other.cancel()
-        if failure is not None:
-            for sandbox, _ in made:
-                sandbox.remove(force=True)
-            raise failure
-        return made
+                return [future.result() for future in futures]
+            except BaseException:
+                with contextlib.ExitStack() as undo:
+                    for sandbox in making.stop():
+                        undo.callback(sandbox.remove, force=True)
+                raise
