@@ -71,7 +71,8 @@ class DeltaReport:
     `present` is in this dump's own pages files, `in_parent` in an older link's, `zero` was dropped for being zero;
     `compared` had a page in the parent to compare with. `changed` differs from the parent's effective page or has
     none, `gone` is in the parent and absent here; both cover zero pages by their meaning, not by their form.
-    `by_kernel` is the part of `changed` that differs only where the kernel notes on which processor a thread runs.
+    `by_kernel` is the part of `changed` that differs only where the kernel notes on which processor a thread runs;
+    0 where more changed than that can be.
     `other_changed` names image files other than memory whose bytes differ from the parent's.
     """
 
@@ -128,7 +129,7 @@ def make_delta(
         raise InvalidRequest("a delta needs a parent")
     report = _rewrite(images, parents, copies)
     (images / PARENT_LINK).symlink_to(parent_link)
-    return replace(report, by_kernel=changed_by_kernel(images, parents))
+    return replace(report, by_kernel=changed_by_kernel(images, parents, changed=report.changed))
 
 
 def make_full(images: Path, *, copies: Mapping[int, Copy] = NO_COPIES) -> DeltaReport:
@@ -261,6 +262,7 @@ def _compare(
     (never where it has none)."""
     zero, equal = np.zeros(len(index), np.bool_), np.zeros(len(index), np.bool_)
     mine, theirs = page_rows(CHUNK), page_rows(CHUNK)
+    same = np.empty(mine.shape, np.bool_)
     with ExitStack() as reading:
         dumped = reading.enter_context(source)
         parent = reading.enter_context(ChainReader(chain))
@@ -272,14 +274,18 @@ def _compare(
             wanted = np.flatnonzero(has_parent[low:high])
             if len(wanted):
                 parent.gather(index[low:high][wanted], theirs, into=wanted)
-                equal[low:high] = (rows == theirs[: high - low]).all(axis=1) & has_parent[low:high]
+                np.equal(rows, theirs[: high - low], out=same[: high - low])
+                equal[low:high] = same[: high - low].all(axis=1) & has_parent[low:high]
             if seen is not None:
                 seen(low, rows, zero[low:high], equal[low:high])
     return zero, equal
 
 
 def _zero_rows(rows: Rows) -> Mask:
-    zero: Mask = (rows[:, 0] == 0) & (rows[:, 255] == 0) & (rows[:, 511] == 0)  # cheap, and settles most pages
+    zero: Mask = rows[:, 0] == 0  # cheap, and settles most pages
+    for column in (255, 511):
+        if zero.any():
+            zero &= rows[:, column] == 0
     likely = np.flatnonzero(zero)
     if len(likely):
         zero[likely] = ~rows[likely].any(axis=1)

@@ -97,7 +97,7 @@ class ChainReader:
     def gather(self, index: Integers, rows: Rows, *, into: Integers) -> None:
         """Read effective page `index[i]` into row `into[i]`, for every i; both ascend, and the rows are distinct."""
         links, offsets = self._chain.effective.link[index], self._chain.effective.offset[index]
-        for link in np.unique(links).tolist():
+        for link in np.flatnonzero(np.bincount(links)).tolist():
             mine = np.flatnonzero(links == link)
             self._gather_from(link, offsets[mine], rows, into[mine])
 

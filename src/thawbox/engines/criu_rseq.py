@@ -7,7 +7,7 @@ anew before a restored thread runs, so a page that differs in nothing else holds
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,30 +24,33 @@ _WRITTEN_BY_KERNEL = ((0, 8), (20, 28))
 """Offsets in `struct rseq` (linux/rseq.h): cpu_id_start and cpu_id; node_id and mm_cid."""
 
 
-def changed_by_kernel(images: Path, parents: Sequence[Path]) -> int:
+def changed_by_kernel(images: Path, parents: Sequence[Path], *, changed: int) -> int:
     """Bytes of pages of the delta in `images` that differ from the parent's (base first) only where the kernel writes.
 
-    Raises CorruptSnapshot or BrokenChain where a link is damaged.
+    0 at once where `changed`, the bytes of all pages that differ, is more than that can be. Raises CorruptSnapshot or
+    BrokenChain where a link is damaged.
     """
     if not (images / "pstree.img").exists():  # nobody runs in it: pages alone, as tests make them
         return 0
-    return PAGE * sum(
-        _changed_in_task(images, parents, task.pid, _structs(images, task.threads)) for task in read_tasks(images)
-    )
+    structs = {task.pid: _structs(images, task.threads) for task in read_tasks(images)}
+    if changed > PAGE * sum(map(len, structs.values())):
+        return 0
+    return PAGE * sum(_changed_in_task(images, parents, pid, pages) for pid, pages in structs.items())
 
 
-def _structs(images: Path, threads: Sequence[int]) -> Iterator[int]:
+def _structs(images: Path, threads: Sequence[int]) -> dict[int, list[int]]:
+    """Where the structs of these threads are: by page number, their offsets there."""
+    found: dict[int, list[int]] = {}
     for thread in threads:
         path = images / f"core-{thread}.img"
-        if path.exists():
-            yield from (
-                core.thread_core.rseq_entry.rseq_abi_pointer
-                for core in read_entries(path, CORE)
-                if core.HasField("thread_core") and core.thread_core.HasField("rseq_entry")
-            )
+        for core in read_entries(path, CORE) if path.exists() else ():
+            if core.HasField("thread_core") and core.thread_core.HasField("rseq_entry"):
+                address = core.thread_core.rseq_entry.rseq_abi_pointer
+                found.setdefault(address // PAGE, []).append(address % PAGE)
+    return found
 
 
-def _changed_in_task(images: Path, parents: Sequence[Path], pid: int, structs: Iterator[int]) -> int:
+def _changed_in_task(images: Path, parents: Sequence[Path], pid: int, wanted: dict[int, list[int]]) -> int:
     memory = Memory(shared=False, number=pid)
     path = images / memory.pagemap_name
     if not path.exists():
@@ -55,9 +58,6 @@ def _changed_in_task(images: Path, parents: Sequence[Path], pid: int, structs: I
     pagemap = read_pagemap(path)
     pages, flags = expand(pagemap)
     own = pages[(flags & PRESENT) != 0]
-    wanted: dict[int, list[int]] = {}
-    for address in structs:
-        wanted.setdefault(address // PAGE, []).append(address % PAGE)
     at, is_own = find(np.array(sorted(wanted), np.int64), own)
     chain = read_chain(parents, memory)
     count = 0
