@@ -21,7 +21,6 @@ from thawbox.host.layers import Layers
 from thawbox.host.rootfs import RootfsKind, reopen, resolve
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-needs_umoci = pytest.mark.skipif(shutil.which("umoci") is None, reason="umoci is not installed")
 ARCH = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 
 
@@ -137,7 +136,6 @@ LAYERS = [
 ]
 
 
-@needs_umoci
 @pytest.mark.parametrize("packing", list(PACKERS))
 @pytest.mark.parametrize("shape", ["layout", "archive"])
 def test_an_image_is_unpacked_layer_on_layer(tmp_path: Path, packing: str, shape: str) -> None:
@@ -156,7 +154,6 @@ def test_an_image_is_unpacked_layer_on_layer(tmp_path: Path, packing: str, shape
     assert reopen(RootfsKind.OCI, rootfs.digest, tmp_path / "cache:with colon") == rootfs
 
 
-@needs_umoci
 def test_a_docker_archive_gives_the_same_rootfs_as_the_layout(tmp_path: Path) -> None:
     image = ImageOnDisk(tmp_path / "image")
     image.add(LAYERS)
@@ -179,7 +176,6 @@ def test_a_docker_archive_gives_the_same_rootfs_as_the_layout(tmp_path: Path) ->
         resolve(f"{tmp_path}/saved.tar:v2", tmp_path / "cache")
 
 
-@needs_umoci
 def test_no_layer_writes_outside_its_root(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.mkdir()
@@ -193,7 +189,6 @@ def test_no_layer_writes_outside_its_root(tmp_path: Path) -> None:
     assert list(victim.iterdir()) == []
 
 
-@needs_umoci
 def test_several_images_need_a_tag_and_other_architectures_are_refused(tmp_path: Path) -> None:
     image = ImageOnDisk(tmp_path / "image")
     image.add(LAYERS, tag="one")
@@ -230,7 +225,6 @@ def damage(image: ImageOnDisk, how: str) -> None:
                 blob.write_bytes(gzip.compress(layer({"evil": "x"})))
 
 
-@needs_umoci
 @pytest.mark.parametrize(
     "how", ["flipped byte", "missing blobs", "not JSON", "wrong shape", "path for a digest", "layers that lie"]
 )
