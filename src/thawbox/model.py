@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NewType
+from urllib.parse import urlsplit
 
 from thawbox.errors import InvalidSpec
 
@@ -186,6 +187,18 @@ def _check_probe(what: str, probe: str, also: str) -> None:
         )
     if probe.startswith("tcp:") and not (probe[4:].isdecimal() and 0 < int(probe[4:]) < 65536):
         raise InvalidSpec(f"{what} {probe!r} names no port", remediation="use tcp:PORT")
+    if probe.startswith("http:"):
+        _check_url(what, probe)
+
+
+def _check_url(what: str, url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        port, host = parts.port, parts.hostname
+    except ValueError as error:
+        raise InvalidSpec(f"{what} {url!r} cannot be asked: {error}", remediation="use http://HOST:PORT/PATH") from None
+    if not host or port == 0:
+        raise InvalidSpec(f"{what} {url!r} names no host or port", remediation="use http://HOST:PORT/PATH")
 
 
 def _check_hooks(spec: Spec) -> None:
@@ -194,6 +207,8 @@ def _check_hooks(spec: Spec) -> None:
             f"hooks {spec.hooks!r} are of no known kind",
             remediation="use auto, guest, none, http://127.0.0.1:PORT or cmd:COMMAND",
         )
+    if spec.hooks.startswith("http:"):
+        _check_url("hooks", spec.hooks)
     if not 0 < spec.hook_timeout <= 3600:
         raise InvalidSpec(f"hook_timeout={spec.hook_timeout} is outside 0 to 3600 seconds")
 

@@ -275,6 +275,11 @@ def test_preflight_says_that_a_plain_program_can_be_frozen_and_names_what_cannot
     findings = json.loads(told.out)["findings"]
     assert [finding["program"] for finding in findings if finding["blocking"]] == ["python3"]
     assert all(finding["cause"] and finding["remediation"] for finding in findings)
+    head, row, verdict = cli("preflight", "odd").out.decode().splitlines()
+    assert head.split() == ["VERDICT", "PID", "PROGRAM", "WHERE", "WHAT", "CAUSE", "REMEDY"]
+    assert row.startswith("refused")
+    assert findings[0]["remediation"] in row
+    assert verdict == "It cannot be checkpointed."
     refused = cli("checkpoint", "odd", "--json")
     assert (refused.status, "python3" in refused.error()["cause"]) == (104, True)
     assert cli("exec", "odd", "true").status == 0, "it runs on"
@@ -379,11 +384,16 @@ def test_a_missing_criu_fails_what_needs_it_with_a_remedy(cli: Cli) -> None:
 def test_names_are_completed(cli: Cli) -> None:
     cli.run("--name", "findme")
     cli("checkpoint", "findme", "--name", "andme")
+    cli("template", "create", "golden", "--", "sleep", "infinity")
+    cli("pool", "create", "parked", "--template", "golden", "--low", "0")
     for words, cword, wanted in (
         ("thawbox exec fi", "2", b"findme"),
         ("thawbox restore an", "2", b"andme"),
         ("thawbox snapshots ver", "2", b"verify"),
         ("thawbox cp f", "2", b"findme:"),
+        ("thawbox template show go", "3", b"golden"),
+        ("thawbox pool acquire pa", "3", b"parked"),
+        ("thawbox pool create other --template go", "5", b"golden"),
     ):
         asked = Cli(cli.home, (("_THAWBOX_COMPLETE", "bash_complete"), ("COMP_WORDS", words), ("COMP_CWORD", cword)))
         assert wanted in asked().out

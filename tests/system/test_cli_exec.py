@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pty
 import select
@@ -33,6 +34,9 @@ def test_streams_and_status_are_the_commands_own(cli: Cli) -> None:
     missing = cli("exec", "box", "no-such-program")
     assert (missing.status, b"no-such-program" in missing.err) == (127, True)
     assert cli("exec", "box", "/etc").status == 126
+    refused = cli("exec", "--json", "box", "no-such-program")
+    assert (refused.status, refused.error()["code"]) == (127, "exec.refused")
+    assert "no-such-program" in refused.error()["cause"]
 
 
 def test_options_reach_the_command(cli: Cli) -> None:
@@ -65,13 +69,17 @@ def test_output_goes_on_through_checkpoints_with_nothing_lost(cli: Cli) -> None:
 
 
 def test_a_stopped_sandbox_interrupts_its_commands_and_they_say_so(cli: Cli) -> None:
-    running = cli.start("exec", "box", "sh", "-c", "echo here; sleep 1000", stdin=subprocess.DEVNULL)
-    assert running.stdout is not None
-    assert running.stdout.readline() == b"here\n"
+    command = ("box", "sh", "-c", "echo here; sleep 1000")
+    running = [cli.start("exec", *given, *command, stdin=subprocess.DEVNULL) for given in ((), ("--json",))]
+    for one in running:
+        assert one.stdout is not None
+        assert one.stdout.readline() == b"here\n"
     cli("stop", "-t", "0", "box")
-    _, err = running.communicate(timeout=TIMEOUT)
-    assert running.returncode in (110, 137)
-    assert running.returncode == 137 or b"interrupted" in err
+    for one in running:
+        _, err = one.communicate(timeout=TIMEOUT)
+        assert one.returncode in (110, 137)
+        assert one.returncode == 137 or b"interrupted" in err
+    assert one.returncode == 137 or json.loads(err)["error"]["code"] == "exec.interrupted"
 
 
 def test_a_signal_is_passed_on_and_the_command_decides(cli: Cli) -> None:

@@ -79,6 +79,11 @@ IMPOSSIBLE = {
     "a published port without a network": Spec(SLEEP, publish=(Publish(0, 80),)),
     "a port beyond all ports": Spec(SLEEP, net=Net.NAT, publish=(Publish(0, 65536),)),
     "a probe of no kind": Spec(SLEEP, ready="maybe:later"),
+    "a probe of a port beyond all ports": Spec(SLEEP, ready="http://127.0.0.1:99999/"),
+    "a probe of a port that is a word": Spec(SLEEP, ready="http://127.0.0.1:web/"),
+    "a probe of no address": Spec(SLEEP, ready="http://[::1/"),
+    "a probe of no host": Spec(SLEEP, ready="http:///"),
+    "hooks at a port beyond all ports": Spec(SLEEP, hooks="http://127.0.0.1:99999"),
     "a program that ends before it is ready": Spec(("sh", "-c", "exit 3"), ready="tcp:80"),
     "a program that is never ready": Spec(SLEEP, ready="tcp:80", ready_timeout=0.3),
 }

@@ -144,7 +144,7 @@ def clone_command(
 ) -> None:  # fmt: skip
     """Make new sandboxes that go on from a snapshot, each with its own id, name, host name, network and files.
 
-    Prints their names. If one fails, none is left.
+    Prints their names. If one fails, none is left. Ports that the original publishes stay its own.
 
     With --json: {"sandboxes": [{"id", "name", "restore_ms", "ready_ms"}]}.
     """

@@ -10,6 +10,9 @@ from thawbox.cli import exit_status
 from thawbox.cli.names import opened, sandbox_argument
 from thawbox.cli.output import json_option, print_json
 
+_REFUSED = "give a program that the sandbox has and may run"
+_INTERRUPTED = "look with `thawbox ps` what became of the sandbox"
+
 
 @click.command("exec", context_settings={"allow_interspersed_args": False}, short_help="Run a command in a sandbox.")
 @click.option("-i", "--interactive", is_flag=True, help="Pass our standard input on to it.")
@@ -42,10 +45,12 @@ def exec_command(
       thawbox exec -it web bash
       tar c . | thawbox exec -i web tar x -C /srv
 
-    With --json and --detach: {"session"}; otherwise --json concerns errors alone.
+    With --json and --detach: {"session"}; otherwise --json concerns errors alone,
+    also why the command could not be started or can be heard no more.
     """
+    from thawbox.cli.failures import Failure, tell_of_command
     from thawbox.cli.spec_text import read_environment
-    from thawbox.host.init_client import ExecRefused, ExecSession
+    from thawbox.host.init_client import ExecRefused, ExecSession, Interrupted
     from thawbox.host.init_wire import Terminal
 
     if command[0] == "--":  # as in `run NAME -- COMMAND`; click takes it for an argument after the first
@@ -66,13 +71,18 @@ def exec_command(
             command, env=environment, user=user, workdir=workdir, terminal=terminal, stdin=interactive, detach=detach
         )
         if isinstance(session, ExecRefused):
-            click.echo(f"thawbox: {command[0]}: {session.message}", err=True)
-            return session.exit_status
+            failure = Failure(session.exit_status, "exec.refused", f"{command[0]}: {session.message}", _REFUSED)
+            return tell_of_command(failure, as_json=as_json)
         if not isinstance(session, ExecSession):
             print_json({"session": session}) if as_json else click.echo(str(session))
             return 0
         with session:
             from thawbox.cli.terminal import stream
 
-            interrupted = exit_status.SESSION_INTERRUPTED
-            return stream(session, stdin=interactive, raw=tty and interactive, interrupted=interrupted)
+            over = stream(session, stdin=interactive, raw=tty and interactive)
+        if isinstance(over, Interrupted):
+            failure = Failure(
+                exit_status.SESSION_INTERRUPTED, "exec.interrupted", f"interrupted: {over.cause}", _INTERRUPTED
+            )
+            return tell_of_command(failure, as_json=as_json)
+        return over

@@ -90,10 +90,7 @@ def tell(errors: Sequence[BaseException], *, as_json: bool, verbose: bool) -> in
     """Tell every failure on stderr and return the exit status, which is the first one's."""
     failures = [failure_of(error) for error in errors]
     if as_json:
-        told = [_as_object(failure, verbose=verbose) for failure in failures]
-        also = {"also": told[1:]} if len(told) > 1 else {}
-        print(json.dumps({"error": told[0], **also}), file=sys.stderr)
-        return failures[0].status
+        return _tell_as_json(failures, verbose=verbose)
     for failure, error in zip(failures, errors, strict=True):
         print(f"thawbox: {failure.cause}", file=sys.stderr)
         if failure.remediation:
@@ -104,6 +101,21 @@ def tell(errors: Sequence[BaseException], *, as_json: bool, verbose: bool) -> in
             traceback.print_exception(error, file=sys.stderr)
         elif failure.log:
             print("         --verbose shows the engine's own last words", file=sys.stderr)
+    return failures[0].status
+
+
+def tell_of_command(failure: Failure, *, as_json: bool) -> int:
+    """Tell on stderr, in a shell's words, why a command in a sandbox did not run or can be heard no more."""
+    if as_json:
+        return _tell_as_json([failure], verbose=False)
+    print(f"thawbox: {failure.cause}", file=sys.stderr)
+    return failure.status
+
+
+def _tell_as_json(failures: Sequence[Failure], *, verbose: bool) -> int:
+    told = [_as_object(failure, verbose=verbose) for failure in failures]
+    also = {"also": told[1:]} if len(told) > 1 else {}
+    print(json.dumps({"error": told[0], **also}), file=sys.stderr)
     return failures[0].status
 
 

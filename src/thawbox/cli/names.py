@@ -50,6 +50,20 @@ def complete_snapshot(_: click.Context, __: click.Parameter, incomplete: str) ->
     return []
 
 
+def complete_template(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of this node's templates."""
+    with contextlib.suppress(ThawboxError, OSError, sqlite3.Error), reached() as node:
+        return _beginning_with(incomplete, ((one["name"], "") for one in node.templates()))
+    return []
+
+
+def complete_pool(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of this node's pools, with the templates that they are of."""
+    with contextlib.suppress(ThawboxError, OSError, sqlite3.Error), reached() as node:
+        return _beginning_with(incomplete, ((one["name"], one["template"]) for one in node.pools()))
+    return []
+
+
 def sandbox_argument(command: _Decorated) -> _Decorated:
     """One sandbox: name, id, or the beginning of an id."""
     return click.argument("name", metavar="SANDBOX", shell_complete=complete_sandbox)(command)

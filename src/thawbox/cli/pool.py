@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from thawbox.cli.desk import reached
+from thawbox.cli.names import complete_pool, complete_sandbox, complete_template
 from thawbox.cli.output import human_ms, json_option, print_json, print_table
 from thawbox.cli.spec_text import read_span
 
-_pool_argument = click.argument("name", metavar="POOL")
+_pool_argument = click.argument("name", metavar="POOL", shell_complete=complete_pool)
 _SHOWN = ("name", "template", "low", "high", "limit", "parked", "leased", "restoring", "waiting")
 
 
@@ -38,7 +39,10 @@ def _print(pool: Mapping[str, Any], *, as_json: bool) -> None:
 
 @pool_command.command("create", short_help="Make a pool from a template.")
 @_pool_argument
-@click.option("--template", required=True, metavar="TEMPLATE", help="What its clones are made from.")
+@click.option(
+    "--template", required=True, metavar="TEMPLATE", shell_complete=complete_template,
+    help="What its clones are made from.",
+)  # fmt: skip
 @click.option("--low", type=int, default=1, show_default=True, help="Clones to keep parked at least.")
 @click.option("--high", type=int, default=4, show_default=True, help="Clones to keep parked at most, after bursts.")
 @click.option("--limit", type=int, default=16, show_default=True, help="Parked and leased clones together at most.")
@@ -120,7 +124,7 @@ def acquire_command(name: str, timeout: float, ttl: float | None, as_json: bool)
 
 
 @pool_command.command("release", short_help="Give a clone back.")
-@click.argument("reference", metavar="SANDBOX|LEASE")
+@click.argument("reference", metavar="SANDBOX|LEASE", shell_complete=complete_sandbox)
 @click.option("--reset", is_flag=True, help="Let the pool park a new clone in its place.")
 @json_option
 def release_command(reference: str, reset: bool, as_json: bool) -> None:

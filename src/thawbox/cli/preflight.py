@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from thawbox.cli import exit_status
 from thawbox.cli.desk import reached
 from thawbox.cli.names import sandbox_argument
-from thawbox.cli.output import json_option, print_json
+from thawbox.cli.output import json_option, print_json, print_table
 
 
 @click.command("preflight", short_help="Name what in a sandbox cannot be frozen.")
@@ -27,9 +30,13 @@ def preflight_command(name: str, as_json: bool) -> int:
     if as_json:
         print_json(found)
         return 0 if ok else exit_status.UNFIT
-    for one in found["findings"]:
-        what = f"process {one['pid']} ({one['program']}), {one['where']}: {one['what']}: {one['cause']}"
-        click.echo(f"{'refused' if one['blocking'] else 'perhaps'}  {what}")
-        click.echo(f"         {one['remediation']}")
+    if found["findings"]:
+        print_table(("VERDICT", "PID", "PROGRAM", "WHERE", "WHAT", "CAUSE", "REMEDY"), [*map(_row, found["findings"])])
     click.echo("It can be checkpointed." if ok else "It cannot be checkpointed.")
     return 0 if ok else exit_status.UNFIT
+
+
+def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
+    verdict = "refused" if one["blocking"] else "perhaps"
+    said = (str(one[key]) for key in ("pid", "program", "where", "what", "cause", "remediation"))
+    return (verdict, *said)

@@ -35,6 +35,8 @@ def run_command(
     """
     if remove and not attach:
         raise click.UsageError("--rm needs --attach: a sandbox left running is removed with `thawbox rm`")
+    if attach and as_json:
+        raise click.UsageError("--json prints one object, --attach the program's output: choose one")
     spec = spec_of(options, command, spec_file)
     with reached() as node:
         started = node.run(spec)

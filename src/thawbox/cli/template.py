@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from thawbox.cli.desk import reached
+from thawbox.cli.names import complete_template
 from thawbox.cli.output import human_age, human_size, in_words, json_option, print_json, print_table
 from thawbox.cli.spec_options import spec_of, spec_options
 
-_template_argument = click.argument("name", metavar="TEMPLATE")
+_template_argument = click.argument("name", metavar="TEMPLATE", shell_complete=complete_template)
 
 
 @click.group("template", short_help="Make and keep what pools are made from.")

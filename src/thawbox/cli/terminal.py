@@ -20,9 +20,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator
 from types import FrameType
 
-import click
-
-from thawbox.host.init_client import Event, ExecSession, Exited, Output
+from thawbox.host.init_client import Event, ExecSession, Exited, Interrupted, Output
 from thawbox.host.init_wire import Stream, Terminal
 
 STDIN, STDOUT, STDERR = range(3)
@@ -41,8 +39,8 @@ def size_of(fd: int) -> Terminal | None:
     return Terminal(rows, columns) if rows and columns else None
 
 
-def stream(session: ExecSession, *, stdin: bool, raw: bool, interrupted: int) -> int:
-    """Join a session and our streams; the command's exit status, or `interrupted` if it can be heard no more.
+def stream(session: ExecSession, *, stdin: bool, raw: bool) -> int | Interrupted:
+    """Join a session and our streams; the command's exit status, or why it can be heard no more.
 
     With `stdin` our input is passed on until it ends; with `raw` our terminal sends every key as it is.
     """
@@ -55,8 +53,7 @@ def stream(session: ExecSession, *, stdin: bool, raw: bool, interrupted: int) ->
         return over.exit_status
     if isinstance(over, int):
         return 128 + over
-    click.echo(f"thawbox: interrupted: {over}", err=True)
-    return interrupted
+    return over
 
 
 @contextlib.contextmanager
@@ -94,15 +91,15 @@ def _signals(*numbers: signal.Signals) -> Generator[tuple[deque[signal.Signals],
         os.close(wake)
 
 
-def _join(session: ExecSession, source: int | None, came: deque[signal.Signals], wakeup: int) -> Exited | str | int:
-    """How the command ended: Exited, the words of Interrupted, or SIGPIPE's number when nobody reads us any more."""
+def _join(
+    session: ExecSession, source: int | None, came: deque[signal.Signals], wakeup: int
+) -> Exited | Interrupted | int:
+    """How the command ended, or SIGPIPE's number when nobody reads us any more."""
     writers = {Stream.STDOUT: _writer(STDOUT), Stream.STDERR: _writer(STDERR)}
     while True:
         for event in (events := session.poll(0)):
-            if isinstance(event, Exited):
-                return event
             if not isinstance(event, Output):
-                return event.cause
+                return event
             if not writers[event.stream](event.content):
                 return _end_unread(session)
         if events:
