@@ -42,11 +42,18 @@ def in_words(value: object) -> str:
     """A value of JSON as a person reads it; `-` for nothing."""
     if value is None or value in ("", [], (), {}):
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, dict):
         return ", ".join(f"{key}={one}" for key, one in value.items())  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
     return str(value)
+
+
+def human_count(count: int, what: str) -> str:
+    """`1 snapshot`, `2 snapshots`."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def human_size(size: float | None) -> str:

@@ -11,7 +11,16 @@ from thawbox import views
 from thawbox.cli import exit_status
 from thawbox.cli.desk import reached
 from thawbox.cli.names import complete_snapshot, opened, snapshot_argument
-from thawbox.cli.output import human_age, human_size, json_option, print_json, print_table, progress_of
+from thawbox.cli.output import (
+    human_age,
+    human_count,
+    human_size,
+    in_words,
+    json_option,
+    print_json,
+    print_table,
+    progress_of,
+)
 from thawbox.cli.replicas import checked_replicas, replicate_command, where_command
 from thawbox.cli.transfers import export_command, import_command, pull_command, push_command
 
@@ -80,7 +89,7 @@ def show_command(reference: str, as_json: bool) -> None:
     rows = {**shown, "bytes": human_size(shown["bytes"]), "chain": f"{len(chain)} long"}
     rows |= {"files": len(files), "kernel": compat["kernel"], "engine": compat["engine"]}
     for key, value in rows.items():
-        click.echo(f"{key:12} {'-' if value in (None, '', [], {}) else value}")
+        click.echo(f"{key:12} {in_words(value)}")
 
 
 @snapshots_command.command("chain", short_help="List the chain that ends in a snapshot.")
@@ -155,7 +164,9 @@ def verify_command(references: tuple[str, ...], deep: bool, remote: bool, repair
     else:
         for one in problems:
             click.echo(f"{one['snapshot'][:12]}  {one['file']}: {one['cause']}")
-        click.echo(f"{verified} verified, {f'{len(problems)} problems' if problems else 'nothing wrong'}", err=True)
+        click.echo(
+            f"{verified} verified, {human_count(len(problems), 'problem') if problems else 'nothing wrong'}", err=True
+        )
     return exit_status.DAMAGED if problems else 0
 
 

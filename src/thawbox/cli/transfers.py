@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from thawbox.cli.names import opened, snapshot_argument
-from thawbox.cli.output import human_size, json_option, print_json, progress_of_bytes
+from thawbox.cli.output import human_count, human_size, json_option, print_json, progress_of_bytes
 
 if TYPE_CHECKING:
     from thawbox.store.transfer import OnProgress, TransferReport
@@ -32,8 +32,8 @@ def _print_report(report: TransferReport, *, as_json: bool) -> None:
         click.echo(snapshot)
     for fault in report.faults:
         click.echo(f"thawbox: {fault.where} failed to serve {fault.name}: {fault.cause}", err=True)
-    chunks = f"{report.chunks_moved} chunks ({human_size(report.moved_bytes)})"
-    click.echo(f"moved {len(report.snapshots)} snapshots in {chunks}; {len(report.present)} were there", err=True)
+    moved = f"{human_count(len(report.snapshots), 'snapshot')} in {human_count(report.chunks_moved, 'chunk')}"
+    click.echo(f"moved {moved} ({human_size(report.moved_bytes)}); {len(report.present)} there already", err=True)
 
 
 @click.command("export", short_help="Write a snapshot with its chain to a file.")
