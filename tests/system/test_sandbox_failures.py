@@ -86,6 +86,8 @@ IMPOSSIBLE = {
     "hooks at a port beyond all ports": Spec(SLEEP, hooks="http://127.0.0.1:99999"),
     "a program that ends before it is ready": Spec(("sh", "-c", "exit 3"), ready="tcp:80"),
     "a program that is never ready": Spec(SLEEP, ready="tcp:80", ready_timeout=0.3),
+    "a probe that never ends": Spec(SLEEP, ready="cmd:sleep 1000", ready_timeout=0.3),
+    "a program that ends while its probe waits": Spec(("sh", "-c", "sleep 0.3"), ready="cmd:sleep 1000"),
 }
 
 

@@ -168,6 +168,24 @@ def test_a_snapshot_of_a_deadlock_gives_way_to_the_one_before_it(
     assert [one.outcome for one in attempts_of(node.context, mortal.id)] == [Outcome.UNHEALTHY, Outcome.RECOVERED]
 
 
+def test_a_snapshot_whose_ready_command_never_ends_gives_way_to_the_one_before_it(
+    workload: RunWorkload, ask: Ask, supervisor: Supervisor, heard: Heard
+) -> None:
+    asks = "import socket; socket.create_connection(('127.0.0.1', 8000))"
+    ready_command = f'cmd:test -e /stuck && sleep 1000; python3 -c "{asks}"'
+    sandbox = workload("python3", "mortal.py", ready=ready_command, ready_timeout=5.0)
+    kept = ask(sandbox)
+    ready = sandbox.checkpoint()
+    sandbox.run("touch", "/stuck")
+    sandbox.checkpoint()
+    supervisor.supervise(sandbox, PATIENT)
+    heard.until("supervise.watching")
+    os.kill(main_program(sandbox), signal.SIGKILL)
+    assert heard.until("recover.failed").details["outcome"] == Outcome.UNHEALTHY.value
+    assert heard.until("recover.complete").details["snapshot"] == ready.id
+    assert ask(sandbox) == kept
+
+
 def kill_the_next_criu() -> threading.Thread:
     """Kills, as soon as there is one, a criu that this process started."""
 

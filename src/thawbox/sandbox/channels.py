@@ -48,8 +48,11 @@ class Told:
 class Channel(Protocol):
     """One way of telling. Every call raises HookFailed when the program fails, hangs, or answers wrongly."""
 
-    def missing(self) -> tuple[str, ...]:
-        """What the program still waits for before it may be checkpointed; empty when it is ready."""
+    def missing(self, *, timeout: float) -> tuple[str, ...]:
+        """What the program still waits for before it may be checkpointed; empty when it is ready.
+
+        `timeout` is seconds.
+        """
         ...
 
     def before(self, held: dict[str, bytes]) -> None:
@@ -68,10 +71,11 @@ class GuestChannel:
     record: Record
     names: tuple[str, ...]
 
-    def missing(self) -> tuple[str, ...]:
+    def missing(self, *, timeout: float) -> tuple[str, ...]:
+        deadline = time.monotonic() + timeout
         waiting: list[str] = []
         for name in self.names:
-            answer, _ = self._ask(name, "ready", timeout=READY_SECONDS)
+            answer, _ = self._ask(name, "ready", timeout=max(deadline - time.monotonic(), 0.001))
             if not answer.get("ready"):
                 waiting += _words(answer.get("missing")) or (f"guest.ready() of {name}",)
         return tuple(waiting)
@@ -153,8 +157,8 @@ class HttpChannel:
 
     record: Record
 
-    def missing(self) -> tuple[str, ...]:
-        status, answer = self._ask("GET", "checkpoint-ready", None, timeout=READY_SECONDS)
+    def missing(self, *, timeout: float) -> tuple[str, ...]:
+        status, answer = self._ask("GET", "checkpoint-ready", None, timeout=timeout)
         if status == 200:
             return ()
         return _words(answer.get("missing")) or (f"checkpoint-ready answers {status}",)
@@ -217,8 +221,8 @@ class CommandChannel:
     context: Context
     record: Record
 
-    def missing(self) -> tuple[str, ...]:
-        status, said = self._run("checkpoint-ready", {}, timeout=READY_SECONDS)
+    def missing(self, *, timeout: float) -> tuple[str, ...]:
+        status, said = self._run("checkpoint-ready", {}, timeout=timeout)
         return () if status == 0 else (said or f"checkpoint-ready ended with {status}",)
 
     def before(self, held: dict[str, bytes]) -> None:  # noqa: ARG002 - it keeps its own

@@ -18,10 +18,11 @@ from thawbox.sandbox.journal import Record
 from thawbox.sandbox.links import open_link
 
 
-def ask_health(context: Context, record: Record, health: Health) -> str:
+def ask_health(context: Context, record: Record, health: Health, *, reconnect: bool = True) -> str:
     """What is wrong with the sandbox, in words; empty if it is healthy. Takes `health.timeout` seconds or little more.
 
-    The caller sees to it that the sandbox is neither frozen nor being dumped.
+    The caller sees to it that the sandbox is neither frozen nor being dumped. Without `reconnect` a command that loses
+    its connection is over: for whoever holds the sandbox's lock, so that only its end can be the reason.
     """
     kind, _, rest = health.probe.partition(":")
     try:
@@ -30,7 +31,7 @@ def ask_health(context: Context, record: Record, health: Health) -> str:
             return ""
         if kind == "http":
             return _ask_http(record, health)
-        return _ask_command(context, record, rest, timeout=health.timeout)
+        return _ask_command(context, record, rest, timeout=health.timeout, reconnect=reconnect)
     except TimeoutError:
         return f"{health.probe} did not answer within {health.timeout:g} s"
     except (NotFound, OSError, Unavailable, http.client.HTTPException) as error:
@@ -43,7 +44,7 @@ def _ask_http(record: Record, health: Health) -> str:
     port = parts.port or 80
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     with connect_within(record.keeper_pid, port, timeout=health.timeout) as link:
-        link.sendall(f"GET {path} HTTP/1.0\r\nHost: {parts.hostname}:{port}\r\n\r\n".encode())
+        link.sendall(f"GET {path} HTTP/1.1\r\nHost: {parts.hostname}:{port}\r\nConnection: close\r\n\r\n".encode())
         status = _status_line(link, deadline).split()
     if len(status) < 2 or not status[0].startswith("HTTP/"):
         return f"{health.probe} did not answer in HTTP"
@@ -62,7 +63,7 @@ def _status_line(link: socket.socket, deadline: float) -> str:
     return said.partition(b"\n")[0].decode("latin-1")
 
 
-def _ask_command(context: Context, record: Record, command: str, *, timeout: float) -> str:
+def _ask_command(context: Context, record: Record, command: str, *, timeout: float, reconnect: bool) -> str:
     deadline = time.monotonic() + timeout
     request = ExecRequest(("/bin/sh", "-c", command))
     with open_link(context, record, timeout=timeout) as link:
@@ -70,7 +71,7 @@ def _ask_command(context: Context, record: Record, command: str, *, timeout: flo
     if not isinstance(session, ExecSession):
         return f"cmd:{command} could not be started"
     with session:
-        session.reconnect_seconds = timeout  # a checkpoint by somebody else closes connections
+        session.reconnect_seconds = timeout if reconnect else 0.0  # a checkpoint by somebody else closes connections
         while (left := deadline - time.monotonic()) > 0:
             for event in session.poll(left):
                 if isinstance(event, Interrupted):

@@ -15,7 +15,15 @@ from dataclasses import dataclass, field, replace
 from thawbox.errors import HookFailed, InvalidRequest, StartFailed
 from thawbox.lifecycle import ALIVE
 from thawbox.model import Phase
-from thawbox.sandbox.channels import Channel, CommandChannel, GuestChannel, HttpChannel, Told, guest_names
+from thawbox.sandbox.channels import (
+    READY_SECONDS,
+    Channel,
+    CommandChannel,
+    GuestChannel,
+    HttpChannel,
+    Told,
+    guest_names,
+)
 from thawbox.sandbox.context import Context
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.observe import observe
@@ -161,17 +169,17 @@ def _nobody(record: Record) -> InvalidRequest:
     )
 
 
-def programs_ready(context: Context, record: Record) -> bool:
-    """Whether the programs say that they may be checkpointed (`--ready guest`)."""
-    return not missing(context, record)
+def programs_ready(context: Context, record: Record, *, timeout: float) -> bool:
+    """Whether the programs say within `timeout` seconds that they may be checkpointed (`--ready guest`)."""
+    return not missing(context, record, timeout=timeout)
 
 
-def missing(context: Context, record: Record) -> tuple[str, ...]:
+def missing(context: Context, record: Record, *, timeout: float = READY_SECONDS) -> tuple[str, ...]:
     """What the programs still wait for before they may be checkpointed; also what there is while nobody answers."""
     asked = replace(record.spec, hooks="auto") if record.spec.hooks == "guest" else record.spec
     try:
         channel = channel_of(context, replace(record, spec=asked))
-        return ("a program that calls guest.ready()",) if channel is None else channel.missing()
+        return ("a program that calls guest.ready()",) if channel is None else channel.missing(timeout=timeout)
     except HookFailed as failed:
         return (failed.cause,)
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
 
 from thawbox.errors import NotFound, StartFailed
-from thawbox.host.init_client import ExecSession, Exited, LinkLost
+from thawbox.host.init_client import LinkLost
 from thawbox.host.init_log import read_log
-from thawbox.host.init_wire import ExecRequest
-from thawbox.host.reach import connect_within
 from thawbox.lifecycle import ALIVE
+from thawbox.model import Health
 from thawbox.sandbox.context import Context
+from thawbox.sandbox.health import ask_health
 from thawbox.sandbox.hooks import programs_ready
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.links import open_link
@@ -22,6 +23,8 @@ from thawbox.sandbox.shells import open_log
 FIRST_PAUSE = 0.0005
 LONGEST_PAUSE = 0.05
 PROBE_TIMEOUT = 5.0
+LEAST_TIMEOUT = 0.001
+"""Seconds for the last asking, however late it begins."""
 LAST_WORDS = 4096
 """Bytes of a failed program's output that its error carries."""
 
@@ -29,7 +32,7 @@ LAST_WORDS = 4096
 def wait_ready(context: Context, record: Record) -> None:
     """Return once the sandbox is ready; raises StartFailed when it ends, or is not ready after `ready_timeout`."""
     deadline = time.monotonic() + record.spec.ready_timeout
-    probe = _probe(context, record)
+    probe = _probe(context, record, deadline)
     pause = FIRST_PAUSE
     while not probe():
         seen = observe(context, record)
@@ -62,54 +65,31 @@ def _last_words(context: Context, record: Record) -> str:
     return printed[-LAST_WORDS:].decode("utf-8", "replace")
 
 
-def _probe(context: Context, record: Record) -> Callable[[], bool]:
+def _probe(context: Context, record: Record, deadline: float) -> Callable[[], bool]:
+    """One asking, which ends at the deadline also when nobody answers."""
+
+    def left(most: float = PROBE_TIMEOUT) -> float:
+        return min(most, max(deadline - time.monotonic(), LEAST_TIMEOUT))
+
     kind, _, rest = record.spec.ready.partition(":")
-    if kind == "tcp":
-        return lambda: _tcp_answers(record, int(rest))
-    if kind == "http":
-        return lambda: _http_answers(record, record.spec.ready)
     if kind == "log":
         return lambda: _log_holds(context, record, rest.encode())
-    if kind == "cmd":
-        return lambda: _command_succeeds(context, record, rest)
     if kind == "guest":
-        return lambda: programs_ready(context, record)
-    return lambda: init_answers(context, record)
+        return lambda: programs_ready(context, record, timeout=left())
+    if not kind:
+        return lambda: init_answers(context, record, timeout=left())
+    most = math.inf if kind == "cmd" else PROBE_TIMEOUT  # a command may itself wait for the program
+    return lambda: not ask_health(context, record, Health(record.spec.ready, timeout=left(most)), reconnect=False)
 
 
-def init_answers(context: Context, record: Record) -> bool:
-    """Whether the sandbox's init answers a ping now."""
+def init_answers(context: Context, record: Record, *, timeout: float = PROBE_TIMEOUT) -> bool:
+    """Whether the sandbox's init answers a ping within `timeout` seconds."""
     try:
-        with open_link(context, record, timeout=PROBE_TIMEOUT) as link:
+        with open_link(context, record, timeout=timeout) as link:
             link.ping()
     except (NotFound, OSError, LinkLost):
         return False
     return True
-
-
-def _tcp_answers(record: Record, port: int) -> bool:
-    try:
-        connect_within(record.keeper_pid, port, timeout=PROBE_TIMEOUT).close()
-    except (NotFound, OSError):
-        return False
-    return True
-
-
-def _http_answers(record: Record, url: str) -> bool:
-    import http.client
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(url)
-    port = parts.port or 80
-    connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", port, timeout=PROBE_TIMEOUT)
-    try:
-        connection.sock = connect_within(record.keeper_pid, port, timeout=PROBE_TIMEOUT)
-        connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
-        return 200 <= connection.getresponse().status < 400
-    except (NotFound, OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def _log_holds(context: Context, record: Record, text: bytes) -> bool:
@@ -123,17 +103,3 @@ def _log_holds(context: Context, record: Record, text: bytes) -> bool:
     finally:
         os.close(directory)
     return False
-
-
-def _command_succeeds(context: Context, record: Record, command: str) -> bool:
-    request = ExecRequest(("/bin/sh", "-c", command))
-    try:
-        with open_link(context, record, timeout=PROBE_TIMEOUT) as link:
-            session = link.exec(request)
-            if not isinstance(session, ExecSession):
-                return False
-            with session:
-                outcome = session.communicate().outcome
-                return isinstance(outcome, Exited) and outcome.exit_status == 0
-    except (NotFound, OSError):
-        return False
