@@ -7,13 +7,14 @@ import socket
 import threading
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import httpx
 import pytest
 
 from serving import PATIENCE, SLEEP, TINY, Listener, Serving, made, problem
+from thawbox.api.crowd import MOST_CHANGES
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(300)]
 
@@ -74,6 +75,33 @@ def test_clients_that_stall_hold_up_nobody(root: httpx.Client, serving: Serving)
     for one in stalled:
         one.close()
     made(root.delete(f"/v1/sandboxes/{name}", params={"force": "true"}), 204)
+
+
+def test_a_busy_sandbox_holds_up_nobody_else(root: httpx.Client, serving: Serving) -> None:
+    """While it is stopped its lock is held: who changes it waits, and threads do with him."""
+    name, end = f"stub-{uuid.uuid4().hex[:6]}", "/tmp/end"
+    stub = f"trap '' TERM; while [ ! -e {end} ]; do sleep 0.1; done"
+    made(root.post("/v1/sandboxes", json={"spec": {"command": ["sh", "-c", stub], "name": name}}))
+    other = made(root.post("/v1/sandboxes", json={"spec": SLEEP}))["id"]
+    wish, later = {"timeout": 3600}, {"Prefer": "respond-async"}
+    stop = made(root.post(f"/v1/sandboxes/{name}/stop", json=wish, headers=later), 202)["id"]
+    while made(root.get(f"/v1/operations/{stop}"), 200)["state"] == "pending":
+        pass  # each look is a request of its own
+    with ThreadPoolExecutor(45) as threads:
+        freezes = [threads.submit(serving.client().post, f"/v1/sandboxes/{name}/freeze") for _ in range(45)]
+        refused = [one.result() for _, one in zip(range(45 - MOST_CHANGES), as_completed(freezes), strict=False)]
+        for one in refused:
+            problem(one, 503, "unavailable.busy")
+        made(root.get("/healthz"), 200)
+        made(root.get("/v1/sandboxes"), 200)
+        made(root.post(f"/v1/sandboxes/{other}/freeze"), 200)
+        made(root.post(f"/v1/sandboxes/{other}/thaw"), 200)
+        made(root.post(f"/v1/sandboxes/{other}/checkpoint"))
+        assert made(root.get(f"/v1/operations/{stop}"), 200)["state"] == "running"
+        made(root.put(f"/v1/sandboxes/{name}/files", params={"path": end}, content=b""), 200)
+    assert made(root.get(f"/v1/operations/{stop}", params={"wait": PATIENCE}), 200)["state"] == "succeeded"
+    for one in (name, other):
+        made(root.delete(f"/v1/sandboxes/{one}", params={"force": "true"}), 204)
 
 
 def test_a_caller_that_hung_up_keeps_no_clone(root: httpx.Client, serving: Serving, pool: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 from asyncio import BaseTransport
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
@@ -148,8 +148,8 @@ def scope_of(route: BaseRoute) -> str:
     return str(found[0]) if found else "open"
 
 
-def _demand(scope: Scope) -> Callable[[HTTPConnection], Caller]:
-    def demanded(connection: HTTPConnection) -> Caller:
+def _demand(scope: Scope) -> Callable[[HTTPConnection], Awaitable[Caller]]:
+    async def demanded(connection: HTTPConnection) -> Caller:
         caller: Caller | None = connection.scope["state"]["caller"]
         if caller is None:
             raise Unauthenticated("the request brings no token")

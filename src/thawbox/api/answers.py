@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import binascii
+import inspect
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar, cast
+from functools import partial, wraps
+from typing import Annotated, Any, ClassVar, Generic, TypeVar, cast
 
 import msgspec
 from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response, StreamingResponse
@@ -26,6 +28,8 @@ _Shape = TypeVar("_Shape")
 _Item = TypeVar("_Item")
 MOST_WAITING = 1000
 """Callers that may wait for clones at the same time, each in a thread; one more is told to come back."""
+MOST_CHANGING = 256
+"""Changes of one resource that may be under way at the same time, each in a thread; one more is told to come back."""
 LONGEST_TEXT = 4096
 Reference = Annotated[str, Path(max_length=LONGEST_TEXT, description="id, beginning of an id, or name")]
 Seconds = Annotated[float, Query(ge=0, le=3600, allow_inf_nan=False)]
@@ -71,10 +75,32 @@ class SoundRequest(Request):
         return given
 
 
+class Patience:
+    """Threads for callers that wait for clones or locks: none of them keeps anybody else from being answered."""
+
+    def __init__(self, most: int = MOST_WAITING) -> None:
+        self._limiter = CapacityLimiter(most)
+        self._most = most
+
+    async def __call__(self, act: Callable[[], _Result]) -> _Result:
+        """Do it in a thread; raises Busy when too many wait already."""
+        if self._limiter.borrowed_tokens >= self._most:
+            raise Busy(f"{self._most} callers wait already")
+        return await to_thread.run_sync(act, limiter=self._limiter)
+
+
 class SoundRoute(APIRoute):
-    """A route whose body was looked through, and whose answer is sent as it is."""
+    """A route whose body was looked through, and whose answer is sent as it is.
+
+    What only looks shares FastAPI's threads. What changes something may wait for a lock, so it has those of its
+    resource.
+    """
+
+    changing: ClassVar[Patience]
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        if set(options.get("methods") or ()) - {"GET", "HEAD"} and not inspect.iscoroutinefunction(endpoint):
+            endpoint = _in_threads(self.changing, endpoint)
         options["response_model"] = None
         if options.get("status_code") == 204:
             options["response_class"] = Response  # nothing is not JSON
@@ -89,9 +115,21 @@ class SoundRoute(APIRoute):
         return sound
 
 
-def resource(prefix: str, tag: str) -> APIRouter:
+def _in_threads(threads: Patience, endpoint: Callable[..., _Result]) -> Callable[..., Coroutine[Any, Any, _Result]]:
+    @wraps(endpoint)
+    async def answer(**given: Any) -> _Result:
+        return await threads(partial(endpoint, **given))
+
+    return answer
+
+
+def resource(prefix: str, tag: str, *, most_changing: int = MOST_CHANGING) -> APIRouter:
     """The routes of one resource."""
-    return APIRouter(prefix=prefix, tags=[tag], route_class=SoundRoute)
+
+    class Route(SoundRoute):
+        changing = Patience(most_changing)
+
+    return APIRouter(prefix=prefix, tags=[tag], route_class=Route)
 
 
 _LARGEST = 1 << 53
@@ -143,11 +181,7 @@ def opened_secrets(secrets: Mapping[str, str]) -> dict[str, bytes]:
 class Page:
     """`?limit=` and `?cursor=` of a list."""
 
-    def __init__(
-        self,
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-        cursor: Annotated[str, Query(max_length=LONGEST_TEXT, description="`next` of the page before")] = "",
-    ) -> None:
+    def __init__(self, *, limit: int, cursor: str) -> None:
         self.limit = limit
         self.after = _read_cursor(cursor)
 
@@ -162,6 +196,17 @@ class Page:
         left = [one for one in ordered if self.after is None or _comparable(key(one)) > self.after]
         shown = left[: self.limit]
         return shown, _write_cursor(key(shown[-1])) if len(left) > self.limit else None
+
+
+async def _page(
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    cursor: Annotated[str, Query(max_length=LONGEST_TEXT, description="`next` of the page before")] = "",
+) -> Page:
+    return Page(limit=limit, cursor=cursor)
+
+
+Pages = Annotated[Page, Depends(_page)]
+"""The page that is asked for, as a parameter of a route; read without a thread."""
 
 
 def _comparable(key: tuple[float | str, str]) -> tuple[str, str]:
@@ -223,20 +268,6 @@ def prefers_async(request: Request) -> bool:
 async def is_gone(request: Request) -> bool:
     """Whether nobody will ever see the answer: one who brought a key may ask for it again."""
     return "idempotency-key" not in request.headers and await request.is_disconnected()
-
-
-class Patience:
-    """Threads for callers that wait for clones: none of them keeps anybody else from being answered."""
-
-    def __init__(self, most: int = MOST_WAITING) -> None:
-        self._limiter = CapacityLimiter(most)
-        self._most = most
-
-    async def __call__(self, act: Callable[[], _Result]) -> _Result:
-        """Do it in a thread; raises Busy when too many wait already."""
-        if self._limiter.borrowed_tokens >= self._most:
-            raise Busy(f"{self._most} callers wait already")
-        return await to_thread.run_sync(act, limiter=self._limiter)
 
 
 # Streams

@@ -61,7 +61,7 @@ LIFE = Lane("life", 8, 512)
 STORE = Lane("store", 4, 128)
 """Verifying, flattening, moving and collecting snapshots: the disk's and the network's work."""
 PATIENCE = Lane("patience", 64, 64)
-"""Draining, rolling, booting templates: mostly waiting for others."""
+"""Draining, rolling, stopping, booting templates: mostly waiting for others."""
 
 
 class Progress:

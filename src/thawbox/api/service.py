@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from thawbox.api.awaited import Awaited
 from thawbox.api.book import Book
+from thawbox.api.crowd import Crowd
 from thawbox.api.events import Events
 from thawbox.api.facts import Doctor, facts_of
 from thawbox.api.node_metrics import NodeMetrics
@@ -61,6 +62,7 @@ class Service:
         self.ending = asyncio.Event()
         """Set when the service stops: streams end by it."""
         self.awaited = Awaited()
+        self.crowd = Crowd()
 
     def __enter__(self) -> Self:
         context = self.node.context
@@ -171,12 +173,16 @@ class Service:
 
     @contextmanager
     def changing(self, reference: str) -> Generator[Sandbox]:
-        """The sandbox, for a block that changes it: what became of it is told when the block ends, however it does."""
+        """The sandbox, for a block that changes it: what became of it is told when the block ends, however it does.
+
+        Raises Busy while as many others as may wait for this sandbox do.
+        """
         sandbox = self.sandbox(reference)
-        try:
-            yield sandbox
-        finally:
-            self.noticed(sandbox.id)
+        with self.crowd.one(sandbox.id):
+            try:
+                yield sandbox
+            finally:
+                self.noticed(sandbox.id)
 
     def noticed(self, *sandboxes: SandboxId) -> None:
         """Tell what became of these sandboxes, and of snapshots."""

@@ -6,20 +6,19 @@ import time
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from pydantic import Field
 
 from thawbox import views
 from thawbox.api import shown
 from thawbox.api.access import Reader, User
-from thawbox.api.answers import Answer, Body, Injected, Page, Patience, Reference, is_gone, resource
+from thawbox.api.answers import Answer, Body, Injected, Pages, Patience, Reference, is_gone, resource
 from thawbox.api.leasing import acquire, check_own_lease, leased_record, leased_records
 from thawbox.api.service import Service
 from thawbox.sandbox import Record
 from thawbox.shapes import Named
 
 Ttl = Annotated[float | None, Field(gt=0, le=366 * 86_400)]
-Pages = Annotated[Page, Depends()]
 
 
 class MakeClaim(Injected):

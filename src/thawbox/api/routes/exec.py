@@ -94,7 +94,7 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _demanded_inside() -> None:
+async def _demanded_inside() -> None:
     """`serve_terminal` refuses whoever may not: to a WebSocket an exception's answer would not be sent."""
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from thawbox.api import shown
@@ -16,7 +16,7 @@ from thawbox.api.answers import (
     HEARTBEAT,
     Answer,
     Media,
-    Page,
+    Pages,
     Reference,
     event_stream,
     resource,
@@ -29,7 +29,6 @@ from thawbox.api.service import Service
 from thawbox.api.tokens import Scope
 from thawbox.errors import Forbidden
 
-Pages = Annotated[Page, Depends()]
 _OVER = {state.value for state in OVER}
 
 

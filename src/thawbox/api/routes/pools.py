@@ -9,12 +9,12 @@ import time
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, Query, Request
+from fastapi import APIRouter, Body, Query, Request
 
 from thawbox import shapes, views
 from thawbox.api import shown
 from thawbox.api.access import Admin, Reader, User
-from thawbox.api.answers import Answer, Carried, Page, Patience, Reference, carry_out, is_gone, resource
+from thawbox.api.answers import Answer, Carried, Pages, Patience, Reference, carry_out, is_gone, resource
 from thawbox.api.leasing import acquire, check_own_lease
 from thawbox.api.operations import PATIENCE, Progress
 from thawbox.api.service import Service
@@ -22,7 +22,6 @@ from thawbox.pool import PoolSpec
 
 Span = Annotated[float | None, Body(embed=True, ge=0, le=366 * 86_400, allow_inf_nan=False)]
 PositiveSpan = Annotated[float | None, Body(embed=True, gt=0, le=366 * 86_400, allow_inf_nan=False)]
-Pages = Annotated[Page, Depends()]
 Force = Annotated[bool, Query(description="end its leases too")]
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from anyio import to_thread
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
@@ -26,7 +26,7 @@ from thawbox.api.answers import (
     Injected,
     Labels,
     Media,
-    Page,
+    Pages,
     Reference,
     carry_out,
     event_stream,
@@ -36,7 +36,7 @@ from thawbox.api.answers import (
     to_json,
 )
 from thawbox.api.events import HEARTBEAT_SECONDS
-from thawbox.api.operations import LIFE, Progress
+from thawbox.api.operations import LIFE, PATIENCE, Progress
 from thawbox.api.service import Service
 from thawbox.api.tokens import Caller, Scope
 from thawbox.errors import Forbidden, InvalidRequest, SandboxNotFound
@@ -47,7 +47,6 @@ from thawbox.restart_plan import Policy
 from thawbox.sandbox import Record, RestoreTimes, Sandbox, Snapshot
 from thawbox.sandbox.checkpointing import Mode
 
-Pages = Annotated[Page, Depends()]
 Positive = Annotated[float, Field(gt=0, le=366 * 86_400)]
 MOST_CLONES = 256
 """In one request: each is a restore, and all of them are undone when one fails."""
@@ -386,12 +385,14 @@ def _living(service: Service, routes: APIRouter) -> None:
                 sandbox.stop(timeout=timeout)
             return views.sandbox_state(sandbox)
 
-        return await carry_out(service, request, caller, "sandbox.stop", act, lane=LIFE)
+        return await carry_out(service, request, caller, "sandbox.stop", act, lane=PATIENCE)
 
     @routes.post("/{ref}/give", status_code=204)
     def give_to_sandbox(ref: Reference, given: Injected, _: User) -> None:
         """Give its programs secrets and environment now; they are stored nowhere."""
-        service.sandbox(ref).give(**given.opened())
+        opened = given.opened()
+        with service.changing(ref) as sandbox:
+            sandbox.give(**opened)
 
     @routes.put("/{ref}/supervision")
     async def supervise_sandbox(ref: Reference, request: Request, caller: User, wish: Supervise) -> (
@@ -416,7 +417,8 @@ def _living(service: Service, routes: APIRouter) -> None:
     @routes.delete("/{ref}/supervision", status_code=204)
     def forget_supervision(ref: Reference, _: User) -> None:
         """Watch over it no longer; what was recovered is forgotten too."""
-        service.forget_supervision(service.sandbox(ref))
+        with service.changing(ref) as sandbox:
+            service.forget_supervision(sandbox)
 
 
 def _policy_of(wish: Supervise) -> Policy:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from pydantic import Field
 
 from thawbox import shapes, views
@@ -17,7 +17,7 @@ from thawbox.api.answers import (
     Carried,
     Injected,
     Labels,
-    Page,
+    Pages,
     Reference,
     carry_out,
     read_labels,
@@ -35,8 +35,6 @@ from thawbox.store import Record as Stored
 from thawbox.store.recheck import verify_each
 from thawbox.store.transfer import Progress as Moved
 from thawbox.store.transfer import TransferReport
-
-Pages = Annotated[Page, Depends()]
 
 
 class Clone(Injected):
@@ -341,7 +339,7 @@ def _reviving(service: Service, routes: APIRouter) -> None:
             sandbox = SandboxId(str(snapshot.stored.manifest.body.get("sandbox")))
             is_new = not service.has_sandbox(sandbox)
             try:
-                with service.owners.room_for(caller, [_memory_of(snapshot)]):
+                with service.crowd.one(sandbox), service.owners.room_for(caller, [_memory_of(snapshot)]):
                     restored, times = snapshot.restore(**given)
                     if is_new:  # its first owner removed it: it counts as whose wish brought it back
                         service.owners.add("sandbox", sandbox, caller)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 
 from thawbox import shapes, views
 from thawbox.api import shown
 from thawbox.api.access import Admin, Reader
-from thawbox.api.answers import Answer, Body, Carried, Page, Reference, carry_out, resource
+from thawbox.api.answers import Answer, Body, Carried, Pages, Reference, carry_out, resource
 from thawbox.api.operations import PATIENCE, Progress
 from thawbox.api.routes.sandboxes import GivenSpec
 from thawbox.api.service import Service
-
-Pages = Annotated[Page, Depends()]
 
 
 class Create(Body):

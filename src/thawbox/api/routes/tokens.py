@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from pydantic import Field
 
 from thawbox.api import shown
 from thawbox.api.access import Admin
-from thawbox.api.answers import Answer, Body, Page, Reference, resource
+from thawbox.api.answers import Answer, Body, Pages, Reference, resource
 from thawbox.api.service import Service
 from thawbox.api.tokens import Limits, token_shown
 
-Pages = Annotated[Page, Depends()]
 _Limit = Annotated[int, Field(ge=0)] | None
 
 
