@@ -331,6 +331,45 @@ def test_a_damaged_snapshot_is_refused_before_anything_is_made_of_it(
         assert_clear(refused.value)
 
 
+LISTEN_WHILE_TOLD = """
+import os, socket, time
+server = None
+while os.path.exists("/mnt/stay"):
+    if os.path.exists("/mnt/listen"):
+        server = server or socket.create_server(("127.0.0.1", 8000))
+    elif server:
+        server = server.close()
+        print("deaf", flush=True)
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("why", ["did not answer", "ended"])
+def test_a_restore_that_does_not_become_ready_changes_nothing(
+    node: Node, tmp_path: Path, unchanged: Unchanged, why: str
+) -> None:
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    (listen := shown / "listen").touch()
+    (stay := shown / "stay").touch()
+    mounts = (Mount(str(shown), "/mnt", read_only=True),)
+    sandbox = node.run(Spec(("python3", "-c", LISTEN_WHILE_TOLD), mounts=mounts, ready="tcp:8000", ready_timeout=3))
+    listen.unlink()
+    assert next(sandbox.logs(follow=True)).content == b"deaf\n"
+    snapshot = sandbox.checkpoint(stop=True)
+    before = sandbox.record
+    if why == "ended":
+        stay.unlink()
+    with unchanged(), pytest.raises(StartFailed, match=why) as unready:
+        snapshot.restore()
+    assert_clear(unready.value)
+    assert sandbox.record == before
+    listen.touch()
+    stay.touch()
+    snapshot.restore()
+    assert sandbox.run("echo", "alive").stdout == b"alive\n"
+
+
 FULL_DISK = """
 import os, subprocess, sys
 from pathlib import Path

@@ -32,7 +32,7 @@ from thawbox.sandbox.reviving import (
     tell,
     with_second_try,
 )
-from thawbox.sandbox.shells import prepare_shell, raise_shell, remove_remains, use_shell
+from thawbox.sandbox.shells import Shell, prepare_shell, raise_shell, remove_remains, use_shell
 from thawbox.store import Fetched
 
 
@@ -86,7 +86,7 @@ def _clone(
                 if placeholder:
                     enter_placeholder(context, record, undo)
                 shell = raise_shell(context, record, rootfs, start_init=False, clock_offsets=clocks_for(body))
-        undo.callback(take_down, context, record, shell.keeper)
+        undo.callback(take_down, context, record, shell)
         record = revive_tree(context, record, shell, body, fetched, eager=eager)
         if reserved is not None:
             reserved.ready.waiting.wait_done()
@@ -118,7 +118,7 @@ def prepare_clone(context: Context, snapshot: SnapshotId) -> Reserved:
             planned = _planned(context, body, identity, owner="")
             record, rootfs = found_record(context, planned, fetched, mine)
             ready = prepare_shell(context, record, rootfs)
-            mine.callback(take_down, context, record, ready.waiting.pid)
+            mine.callback(take_down, context, record, Shell(ready.waiting.pid, ready.started))
             mine.callback(ready.waiting.destroy)
             reserved = Reserved(identity, ready, lock, mine.pop_all())
         undo.pop_all()

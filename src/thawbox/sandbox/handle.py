@@ -336,7 +336,8 @@ class Snapshot:
     ) -> tuple[Sandbox, RestoreTimes]:  # fmt: skip
         """Bring the very sandbox back that this snapshot was made of. Raises InvalidTransition while it runs.
 
-        `secrets` and `environment` are told to its hooks and stored nowhere. Raises HookFailed when a hook fails.
+        `secrets` and `environment` are told to its hooks and stored nowhere. Raises HookFailed when a hook fails,
+        StartFailed when it is not ready in time; nothing has changed then.
         With `eager` its memory is read from the files, though it may be held ready.
         """
         injection = Injection(secrets or {}, environment or {})

@@ -40,8 +40,8 @@ def restore(
 
     With `eager` its memory is read from the files, though it may be held ready. With `placeholder` (a pid) it comes
     back in that pod's namespaces and under that pod's limits, in the name of `owner`.
-    Raises InvalidTransition while it still runs, Incompatible, IntegrityError, RestoreFailed, HookFailed; then nothing
-    changed.
+    Raises InvalidTransition while it still runs, Incompatible, IntegrityError, RestoreFailed, HookFailed, StartFailed
+    when it is not ready in time; then nothing changed.
     """
     begun = time.perf_counter()
     with (
@@ -76,14 +76,17 @@ def _restore(
             (enter_placeholder if placeholder else leave_placeholder)(context, record, undo)
             with context.telemetry.step("shell", sandbox=record.id):
                 shell = raise_shell(context, record, rootfs, start_init=False, clock_offsets=clocks_for(body))
-            undo.callback(take_down, context, record, shell.keeper)
+            undo.callback(take_down, context, record, shell)
             record = revive_tree(context, record, shell, body, fetched, eager=eager)
             context.journal.update(record)
             if before is not None:
                 undo.callback(context.journal.update, before)
             tell(context, record, body, what="restore", injection=injection)
+            restored = time.perf_counter()
+            with context.telemetry.step("ready", sandbox=record.id):
+                wait_ready(context, record)
             undo.pop_all()
-        times = _times(context, record, begun)
+        times = RestoreTimes((restored - begun) * 1000, (time.perf_counter() - begun) * 1000)
         if before is not None:
             context.threads.start(partial(_drop_generation, context, before), name=f"thawbox-drop-{before.id}")
         return record, times
@@ -108,10 +111,3 @@ def _record_from(context: Context, body: Body) -> Record:
         id=body.sandbox, name=checked_name(body.name), spec=body.spec, phase=Phase.SUSPENDED,
         created_at=context.now(), hostname=body.hostname, machine_id=body.machine_id, address=body.address,
     )  # fmt: skip
-
-
-def _times(context: Context, record: Record, begun: float) -> RestoreTimes:
-    restored = time.perf_counter()
-    with context.telemetry.step("ready", sandbox=record.id):
-        wait_ready(context, record)
-    return RestoreTimes((restored - begun) * 1000, (time.perf_counter() - begun) * 1000)

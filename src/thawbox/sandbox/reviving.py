@@ -143,8 +143,8 @@ def holder(record: Record) -> str:
     return f"sandbox:{record.id}:{record.generation}"
 
 
-def take_down(context: Context, record: Record, keeper: int) -> None:
+def take_down(context: Context, record: Record, shell: Shell) -> None:
     """Undo a shell and whatever was restored into it: processes, cgroups, network, the generation's directory."""
-    destroy_shell(keeper)
+    destroy_shell(shell.keeper, started=shell.started)
     remove_remains(context, record)
     remove_tree(generation_directory(context, record))
