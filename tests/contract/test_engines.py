@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 import pytest
 
-from roads import TEMPLATE, OneRoad
+from roads import TEMPLATE, OneRoad, needs_templates
 from thawbox.engines import INIT_PID, Engine, Place
 from thawbox.engines.criu import CriuEngine
 from thawbox.engines.fake import FakeEngine
@@ -149,7 +149,9 @@ class CriuStage:
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 ENGINES = ("fake", pytest.param("criu", marks=needs_root))
-on_every_road = pytest.mark.parametrize("stage", [*ENGINES, pytest.param(TEMPLATE, marks=needs_root)], indirect=True)
+on_every_road = pytest.mark.parametrize(
+    "stage", [*ENGINES, pytest.param(TEMPLATE, marks=[needs_root, needs_templates])], indirect=True
+)
 """For what is restored: by a template server, too."""
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from roads import needs_templates
 from thawbox.engines.criu import CriuEngine
 from thawbox.host.proc import children, command_name, wait_gone
 from thawbox.model import Net, Spec
@@ -23,7 +24,7 @@ from thawbox.sandbox.body import read_body
 from thawbox.sandbox.warming import look
 from traces import Traces
 
-pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(300), needs_templates]
 
 Unchanged = Callable[[], AbstractContextManager[None]]
 PROGRAM = """
@@ -76,8 +77,7 @@ def named(sandbox: Sandbox) -> set[str]:
 
 def test_clones_take_shells_that_were_kept_ready_and_others_are_made(node: Node) -> None:
     snapshot, nonce = snapshot_of(node)
-    if not snapshot.warm(shells=2):
-        pytest.skip("this criu has no template servers: it lacks our patch")
+    assert snapshot.warm(shells=2)
     ready = keepers(node, snapshot)
     plain, called = snapshot.clone(), snapshot.clone(name="called-so")
     assert {plain.record.keeper_pid, called.record.keeper_pid} == ready
@@ -184,8 +184,7 @@ def test_what_is_cloned_again_and_again_comes_to_share_its_memory_by_itself(node
     images = node.context.store.layout.images(snapshot.id)
     clones = [snapshot.clone() for _ in range(3)]
     node.context.threads.close()  # what was begun in the background has ended
-    if not node.context.engine.is_warm(images):
-        pytest.skip("this criu has no template servers: it lacks our patch")
+    assert node.context.engine.is_warm(images)
     assert node.context.reserve.wait_full(snapshot.id, timeout=WAIT)
     clones.append(snapshot.clone())
     assert {ask(clone)[0] for clone in clones} == {nonce}
@@ -243,8 +242,8 @@ def test_every_worker_of_a_server_has_its_own_memory_and_what_it_inherited(node:
     with node.run(Spec(("python3", "-c", WORKERS), ready="tcp:8000")) as original:
         before = each_worker(original)
         snapshot = original.checkpoint()
-    if not eager and not snapshot.warm(shells=1):
-        pytest.skip("this criu has no template servers: it lacks our patch")
+    if not eager:
+        assert snapshot.warm(shells=1)
     clones = [snapshot.clone(eager=eager) for _ in range(2)]
     owned = max(clone.memory_use().private for clone in clones)
     assert (owned > 20 << 20) is eager, owned

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from roads import FILES, TEMPLATE, on_both_roads
+from roads import FILES, TEMPLATE, needs_templates, on_both_roads
 from thawbox.config import Settings
 from thawbox.errors import DumpFailed, InvalidRequest, SnapshotNotFound
 from thawbox.host.init_client import Completed
@@ -48,7 +48,9 @@ def links(sandbox: Sandbox, rng: random.Random, count: int) -> Iterator[tuple[Sn
         yield sandbox.checkpoint(), state
 
 
-@pytest.mark.parametrize(("road", "seed"), [(FILES, 1), (FILES, 2), (TEMPLATE, 3)], indirect=["road"])
+@pytest.mark.parametrize(
+    ("road", "seed"), [(FILES, 1), (FILES, 2), pytest.param(TEMPLATE, 3, marks=needs_templates)], indirect=["road"]
+)
 def test_every_link_of_a_chain_is_cloned_as_it_was(node: Node, churning: Sandbox, seed: int) -> None:
     chain = list(links(churning, random.Random(seed), 6))
     kinds = [snapshot.stored.manifest.kind for snapshot, _ in chain]

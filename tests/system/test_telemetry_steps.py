@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from roads import needs_templates
 from thawbox.config import load_settings
 from thawbox.errors import ThawboxError
 from thawbox.host.proc import children, command_name
@@ -67,11 +68,11 @@ def test_clones_of_a_fork_are_steps_of_their_own_whichever_thread_makes_them(wat
         assert {one.name for one in ended if one.parent in restored} >= {"criu.until-pre-resume", "criu.until-end"}
 
 
+@needs_templates
 def test_a_clone_by_a_template_server_is_told_from_the_servers_first_phase_on(watched: Watched) -> None:
     node, ended = watched
     snapshot = node.run(Spec(("sleep", "1000"))).checkpoint()
-    if not snapshot.warm(shells=0):
-        pytest.skip("this criu has no template servers: it lacks our patch")
+    assert snapshot.warm(shells=0)
     servers = {pid for pid in children(os.getpid()) if command_name(pid) == "criu-template"}
     ended.clear()
     clone = snapshot.clone()
