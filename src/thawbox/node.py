@@ -20,6 +20,7 @@ from thawbox.host import network
 from thawbox.host.cgroup import remove_node_group
 from thawbox.host.cgroup_layout import Layout, detect_layout
 from thawbox.host.files import private_directory, remove_tree
+from thawbox.host.machine_memory import available_memory
 from thawbox.host.seccomp import capability_mask, compile_filter
 from thawbox.model import SnapshotId, Spec
 from thawbox.sandbox import Context, Journal, Programs, Sandbox, Snapshot
@@ -59,6 +60,7 @@ class Node:
         layout: Layout | None = None,
         telemetry: Telemetry = NOBODY,
         now: Callable[[], float] = time.time,
+        available_memory: Callable[[], int] = available_memory,
     ) -> None:
         self.settings = settings or load_settings()
         if os.geteuid() != 0:
@@ -82,6 +84,7 @@ class Node:
                 tag=node_tag(home),
                 boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
                 now=now,
+                available_memory=available_memory,
                 telemetry=telemetry,
                 open_replicas=[partial(_open_replica, address) for address in _listed(self.settings.replicas)],
             )

@@ -147,8 +147,13 @@ LARGEST_SHARE = 0.5
 """Of the machine's available memory: a template that takes more would push out what clones are for."""
 IDLE_SECONDS = 300.0
 """After which memory that is held for demand alone goes."""
+MOST_BY_DEMAND = 4
+"""Templates held for demand alone: each fork makes a snapshot, and most are never cloned again. What somebody asked to
+keep is as much as there is memory for."""
 SCARCE = 0.08
 """Of the machine's memory: where less is available, templates go, those first that nobody asked to keep."""
+SOONEST_RELOAD = 60.0
+LONGEST_RELOAD = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +178,16 @@ SMALLEST_CLONE = 1 << 20
 """Bytes that any clone adds: namespaces, mounts, page tables, a process or two."""
 
 
+def has_room(resident: int, *, available: int, total: int) -> bool:
+    """Whether memory is not scarce yet with `resident` bytes more in use: what is loaded is there to stay."""
+    return resident <= available - SCARCE * total
+
+
+def reload_after(failures: int) -> float:
+    """Seconds until a template is loaded anew that could not be, or whose server died, so many times in a row."""
+    return min(LONGEST_RELOAD, SOONEST_RELOAD * 2.0 ** min(failures - 1, 20))
+
+
 def is_worth_warming(clones: int, *, resident: int, available: int) -> bool:
     """Whether to hold `resident` bytes for that many clones with `available` bytes of memory left."""
     return clones >= WORTH_WARMING and resident < LARGEST_SHARE * available
@@ -184,9 +199,11 @@ def is_demanded(requests: Sequence[float], *, now: float, window: float = DEMAND
 
 
 def templates_to_drop(held: Sequence[HeldTemplate], *, now: float, available: int, total: int) -> frozenset[str]:
-    """The snapshots whose memory is to be given up: what idles, and, where memory is scarce, what was used longest ago
-    until there is enough."""
-    dropped = {one.snapshot for one in held if not one.is_kept and one.used_at < now - IDLE_SECONDS}
+    """The snapshots whose memory is to be given up: of those that nobody asked to keep what idles and what is one too
+    many, and, where memory is scarce, what was used longest ago until there is enough."""
+    unasked = sorted((one for one in held if not one.is_kept), key=lambda one: one.used_at)
+    dropped = {one.snapshot for one in unasked if one.used_at < now - IDLE_SECONDS}
+    dropped |= {one.snapshot for one in unasked[: max(0, len(unasked) - MOST_BY_DEMAND)]}
     short = SCARCE * total - available - sum(one.bytes for one in held if one.snapshot in dropped)
     for one in sorted(held, key=lambda one: (one.is_kept, one.used_at)):
         if short <= 0:

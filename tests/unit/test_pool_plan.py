@@ -11,17 +11,21 @@ from thawbox.pool_plan import (
     DEMAND_WINDOW,
     IDLE_SECONDS,
     LONGEST_BACKOFF,
+    LONGEST_RELOAD,
+    MOST_BY_DEMAND,
     Counts,
     HeldTemplate,
     Orders,
     Watermarks,
     backoff,
     check_watermarks,
+    has_room,
     is_demanded,
     is_worth_warming,
     parked_target,
     plan,
     refill_lull,
+    reload_after,
     room_for,
     templates_to_drop,
 )
@@ -128,6 +132,28 @@ def test_scarce_memory_takes_the_templates_used_longest_ago_and_those_asked_for_
     assert templates_to_drop(held, now=4, available=0, total=16 * GIB) == {"older", "newer"}
     assert templates_to_drop(held, now=4, available=0, total=32 * GIB) == {"kept", "older", "newer"}
     assert not templates_to_drop(held, now=4, available=2 * GIB, total=16 * GIB)
+
+
+def test_of_templates_held_for_demand_alone_those_used_last_stay_and_all_that_are_asked_for() -> None:
+    kept = [HeldTemplate(f"kept {number}", GIB, 0.0, is_kept=True) for number in range(9)]
+    asked = [HeldTemplate(str(number), 1, float(number)) for number in range(MOST_BY_DEMAND + 2)]
+    assert templates_to_drop([*asked, *kept], now=9, available=8 * GIB, total=16 * GIB) == {"0", "1"}
+    assert not templates_to_drop([*asked[2:], *kept], now=9, available=8 * GIB, total=16 * GIB)
+
+
+def test_what_is_loaded_is_not_dropped_at_the_next_look() -> None:
+    total, available = 16 * GIB, 4 * GIB
+    largest = next(size for size in range(available, 0, -(1 << 20)) if has_room(size, available=available, total=total))
+    held = [HeldTemplate("it", largest, 0.0, is_kept=True)]
+    assert 2 * GIB < largest < 3 * GIB
+    assert not templates_to_drop(held, now=1, available=available - largest, total=total)
+
+
+def test_what_fails_is_loaded_anew_ever_later_but_not_never() -> None:
+    waits = [reload_after(failures) for failures in range(1, 2000)]
+    assert waits[0] < waits[1] < waits[2]
+    assert waits == sorted(waits)
+    assert waits[-1] == LONGEST_RELOAD
 
 
 def test_a_hundred_clones_that_share_a_template_have_room_where_ten_of_their_full_size_have_not() -> None:

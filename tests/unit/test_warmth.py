@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from thawbox.model import SnapshotId
+from thawbox.pool_plan import LONGEST_RELOAD, SOONEST_RELOAD
 from thawbox.sandbox.warmth import TRY_AGAIN, Warmth
 
 ONE, OTHER = SnapshotId("1" * 64), SnapshotId("2" * 64)
@@ -30,7 +31,7 @@ def test_whoever_gives_up_the_last_does_not_wait_for_what_another_holds_by_then(
         looks.set()
         assert goes_on.wait(MINUTE)
 
-    warmth.loaded(ONE, resident=1, now=0.0, holder="a")
+    warmth.want(ONE, "a", now=0.0)
     warmth.start(look)
     assert looks.wait(MINUTE)  # it looks, which may take as long as loading takes
     assert warmth.let_go(ONE, "a")
@@ -38,12 +39,12 @@ def test_whoever_gives_up_the_last_does_not_wait_for_what_another_holds_by_then(
     resting.start()
     while not waits(resting):
         pass
-    warmth.loaded(OTHER, resident=1, now=0.0, holder="b")
+    warmth.want(OTHER, "b", now=0.0)
     warmth.start(look)
     goes_on.set()
     resting.join(MINUTE)
     assert not resting.is_alive()
-    assert {one.snapshot for one in warmth.held()} == {OTHER}
+    assert warmth.wanted() == (OTHER,)
     warmth.close()
     assert not [one for one in threading.enumerate() if one.name == "thawbox-warmth"]
 
@@ -58,7 +59,7 @@ def test_a_look_that_fails_is_told_and_the_next_is_taken(monkeypatch: pytest.Mon
         looks.release()
         raise ZeroDivisionError
 
-    warmth.loaded(ONE, resident=1, now=0.0, holder="a")
+    warmth.want(ONE, "a", now=0.0)
     warmth.start(look)
     for _ in range(3):
         assert looks.acquire(timeout=MINUTE)
@@ -76,3 +77,29 @@ def test_snapshots_that_nobody_asks_for_any_more_are_forgotten() -> None:
     assert len(warmth.asked(snapshots[-1], now=1000)) == 2
     assert not warmth.may_try(snapshots[-1], now=1000)
     assert warmth.may_try(snapshots[-1], now=1000 + TRY_AGAIN)
+
+
+def test_a_server_that_dies_again_and_again_is_loaded_anew_ever_later_and_one_that_lived_at_once() -> None:
+    warmth, now, waits = Warmth(), 0.0, list[float]()
+    warmth.want(ONE, "a", now=now)
+    for _ in range(4):
+        warmth.loaded(ONE, resident=1, now=now)
+        warmth.died(ONE, now=now)
+        began = now
+        while not warmth.due(now=now):
+            now += SOONEST_RELOAD / 2
+        waits.append(now - began)
+    assert waits[0] == 0 < waits[1] < waits[2] < waits[3] <= LONGEST_RELOAD
+    warmth.loaded(ONE, resident=1, now=now)
+    warmth.died(ONE, now=now + SOONEST_RELOAD + 1)
+    assert warmth.due(now=now + SOONEST_RELOAD + 1) == (ONE,)
+
+
+def test_what_is_let_go_while_it_is_loaded_is_not_held_and_what_dies_unasked_is_forgotten() -> None:
+    warmth = Warmth()
+    warmth.want(ONE, "a", now=0.0)
+    assert warmth.let_go(ONE, "a")
+    assert not warmth.loaded(ONE, resident=1, now=1.0)
+    assert warmth.loaded(OTHER, resident=1, now=1.0, by_demand=True)
+    warmth.died(OTHER, now=2.0)
+    assert not warmth.wanted()

@@ -33,8 +33,6 @@ _LAST_STEPS = 1.0
 _PHASES = ("fork", "cgroups", "namespaces")
 """Those that the server answers with, in its order."""
 _CREDENTIALS = struct.Struct("=3i")  # struct ucred, unix(7): pid, uid, gid
-MOST_SERVERS = 4
-"""Each holds the whole memory of a snapshot."""
 
 
 if TYPE_CHECKING:
@@ -46,26 +44,23 @@ class TemplateGone(Exception):
 
 
 class TemplateServers:
-    """The template servers of one node, by snapshot; at most `most`, the one used longest ago makes room.
+    """The template servers of one node, by snapshot, each until it dies or is dropped. How many is for others to say.
 
     Safe to use from several threads. A restore that runs keeps its server's process alive by itself.
     """
 
-    def __init__(self, *, most: int = MOST_SERVERS, telemetry: Telemetry = NOBODY) -> None:
+    def __init__(self, *, telemetry: Telemetry = NOBODY) -> None:
         self._lock = threading.Lock()
         self._telemetry = telemetry
-        self._most = most
         self._servers: dict[Path, TemplateServer] = {}
 
     def find(self, images: Path) -> TemplateServer | None:
-        """The living server of this images directory, which is thereby the one used last."""
+        """The living server of this images directory."""
         with self._lock:
-            server = self._servers.pop(images, None)
-            if server is None:
-                return None
-            if server.is_alive():
-                self._servers[images] = server
+            server = self._servers.get(images)
+            if server is None or server.is_alive():
                 return server
+            del self._servers[images]
         server.close()
         return None
 
@@ -79,15 +74,13 @@ class TemplateServers:
             self._telemetry.happened("engine.warm-refused", code=error.code)
             return False
         with self._lock:
-            before = self._servers.pop(chain[-1], None)
-            if before is not None and before.is_alive():  # somebody was faster, and may have asked clones of it
-                self._servers[chain[-1]], superfluous = before, [server]
+            superfluous = self._servers.get(chain[-1])
+            if superfluous is not None and superfluous.is_alive():  # somebody was faster, and may have clones of it
+                superfluous = server
             else:
-                self._servers[chain[-1]], superfluous = server, [] if before is None else [before]
-            while len(self._servers) > self._most:
-                superfluous.append(self._servers.pop(next(iter(self._servers))))
-        for other in superfluous:
-            other.close()
+                self._servers[chain[-1]] = server
+        if superfluous is not None:
+            superfluous.close()
         return True
 
     def drop(self, images: Path) -> None:

@@ -51,6 +51,7 @@ def clone(
         context.telemetry.step("clone", snapshot=snapshot) as step,
         context.reading(snapshot) as fetched,  # until its layers are held nobody may remove them
     ):
+        context.warmth.used(snapshot, now=context.now())
         attempt = partial(
             _clone, context, fetched, begun, name=name, injection=injection, owner=owner, placeholder=placeholder
         )  # fmt: skip

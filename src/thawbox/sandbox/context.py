@@ -16,6 +16,7 @@ from thawbox.errors import BrokenChain, CorruptSnapshot, LockTimeout, SnapshotNo
 from thawbox.host.cgroup import Cgroup
 from thawbox.host.cgroup_layout import Layout, Placement
 from thawbox.host.files import locked, private_directory
+from thawbox.host.machine_memory import available_memory
 from thawbox.model import SandboxId, SnapshotId
 from thawbox.sandbox.journal import Journal
 from thawbox.sandbox.reserve import Reserve
@@ -59,6 +60,7 @@ class Context:
     tag: str
     boot_id: str
     now: Callable[[], float]
+    available_memory: Callable[[], int] = available_memory
     threads: Threads = field(default_factory=Threads)
     open_replicas: Sequence[Callable[[], Backend]] = ()
     warmth: Warmth = field(default_factory=Warmth)

@@ -367,10 +367,10 @@ class Snapshot:
         return Sandbox(self._context, record), times
 
     def warm(self, *, shells: int = PER_SNAPSHOT) -> bool:
-        """Hold this snapshot's memory ready, so that clones and restores share it; False where that cannot be.
+        """Hold this snapshot's memory ready, so that clones and restores share it; False where that cannot be now.
 
         Besides, `shells` namespaces with all their mounts are kept ready for clones. Memory that gets short takes both
-        away, and so do `cool` and the end of this process. Raises IntegrityError, Incompatible.
+        away, until there is room again or `cool`. Raises IntegrityError, Incompatible.
         """
         return warming.hold(self._context, self.id, holder="caller", shells=shells)
 

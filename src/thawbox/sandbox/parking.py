@@ -19,7 +19,7 @@ from typing import Protocol
 
 from thawbox.errors import NotFound, SandboxNotFound
 from thawbox.host.files import locked
-from thawbox.host.machine_memory import available_memory, total_memory
+from thawbox.host.machine_memory import total_memory
 from thawbox.host.proc import open_process
 from thawbox.lifecycle import ALIVE, Verb, next_phase
 from thawbox.model import Phase, SandboxId, SnapshotId
@@ -219,7 +219,7 @@ class CloneParking:
             Sandbox(self.context, parked.record).remove(force=True)
 
     def room(self, each: int) -> int | None:
-        return room_for(each, available=available_memory(), total=total_memory())
+        return room_for(each, available=self.context.available_memory(), total=total_memory())
 
     def forget(self, parked: Parked) -> None:
         if parked.death is not None:

@@ -1,8 +1,9 @@
 """Holding a snapshot's memory ready for its clones to share, and shells beside it, while that is worth it.
 
-Rule 1: `pool_plan` decides what is worth holding and what goes; nothing here does.
+Rule 1: `pool_plan` decides what is worth holding, what there is room for and what goes; nothing here does.
 Rule 2: only what was fetched is held: verified, and of this very machine.
 Rule 3: nothing depends on it: a clone whose memory is not held, or no longer, reads it from the files.
+Rule 4: whoever asks for it says so once, and once that it is over; in between the look brings it back whenever it can.
 """
 
 from __future__ import annotations
@@ -12,26 +13,33 @@ from functools import partial
 from pathlib import Path
 
 from thawbox.errors import ThawboxError
-from thawbox.host.machine_memory import available_memory, total_memory
+from thawbox.host.machine_memory import total_memory
 from thawbox.model import SnapshotId
-from thawbox.pool_plan import is_demanded, is_worth_warming, templates_to_drop
+from thawbox.pool_plan import has_room, is_demanded, is_worth_warming, templates_to_drop
 from thawbox.sandbox.cloning import prepare_clone
 from thawbox.sandbox.context import Context
 from thawbox.sandbox.reserve import PER_SNAPSHOT
 from thawbox.sandbox.reviving import check_machine
+from thawbox.store import Fetched
 
 
 def hold(context: Context, snapshot: SnapshotId, *, holder: str, shells: int = PER_SNAPSHOT) -> bool:
-    """Hold the snapshot's memory ready until `release` by the same holder; False where that cannot be.
+    """Hold the snapshot's memory ready until `release` by the same holder; False where that cannot be now.
 
-    `shells` are kept ready for clones, too. Memory that gets short takes it away all the same.
-    Raises SnapshotNotFound, IntegrityError, Incompatible.
+    `shells` are kept ready for clones, too. Memory that gets short takes both away. What is not held is tried again:
+    where there is room again, or after a while that grows from failure to failure.
+    Raises SnapshotNotFound, IntegrityError, Incompatible; then nothing is tried again.
     """
-    if not _load(context, snapshot, holder=holder):
-        return False
-    if shells:
-        context.reserve.keep(snapshot, partial(prepare_clone, context, snapshot), count=shells)
-    return True
+    with context.reading(snapshot) as fetched:
+        check_machine(context, fetched)
+        context.warmth.want(snapshot, holder, now=context.now(), shells=shells)
+        try:
+            is_held = _load(context, fetched)
+        except BaseException:
+            release(context, snapshot, holder=holder)
+            raise
+    context.warmth.start(partial(look, context))
+    return is_held
 
 
 def release(context: Context, snapshot: SnapshotId, *, holder: str) -> None:
@@ -47,10 +55,14 @@ def warm_for(context: Context, snapshot: SnapshotId, clones: int) -> bool:
         return True
     with context.reading(snapshot) as fetched:
         resident = _resident(fetched.images)
-    if not is_worth_warming(clones, resident=resident, available=available_memory()):
-        context.warmth.refused(snapshot, now=context.now())
-        return False
-    return _load(context, snapshot)
+        if not is_worth_warming(clones, resident=resident, available=context.available_memory()):
+            context.warmth.refused(snapshot, now=context.now())
+            return False
+        check_machine(context, fetched)
+        is_held = _load(context, fetched, by_demand=True)
+    if is_held:
+        context.warmth.start(partial(look, context))
+    return is_held
 
 
 def note_clone(context: Context, snapshot: SnapshotId) -> None:
@@ -68,39 +80,59 @@ def _warm_by_demand(context: Context, snapshot: SnapshotId) -> None:
             context.reserve.keep(snapshot, partial(prepare_clone, context, snapshot))
 
 
-def _load(context: Context, snapshot: SnapshotId, *, holder: str = "") -> bool:
-    with context.reading(snapshot) as fetched:
-        check_machine(context, fetched)
-        images = fetched.images
-        is_held = context.engine.is_warm(images[-1])
-        if not is_held:
-            with context.telemetry.step("engine.warm", snapshot=snapshot) as step:
-                is_held = context.engine.warm(images)
-                step.note(is_held=is_held)
+def _load(context: Context, fetched: Fetched, *, by_demand: bool = False) -> bool:
+    resident = _resident(fetched.images)
+    with context.warmth.loading:
+        if not context.engine.is_warm(fetched.images[-1]) and not _warm(context, fetched, resident):
+            return False
+        if not context.warmth.loaded(fetched.id, resident=resident, now=context.now(), by_demand=by_demand):
+            _give_up(context, fetched.id)
+            return False
+    if shells := context.warmth.shells(fetched.id):
+        context.reserve.keep(fetched.id, partial(prepare_clone, context, fetched.id), count=shells)
+    _give_up_what_is_too_much(context)
+    return True
+
+
+def _warm(context: Context, fetched: Fetched, resident: int) -> bool:
+    if not has_room(resident, available=context.available_memory(), total=total_memory()):
+        context.warmth.given_up(fetched.id, now=context.now())
+        return False
+    with context.telemetry.step("engine.warm", snapshot=fetched.id) as step:
+        is_held = context.engine.warm(fetched.images)
+        step.note(is_held=is_held)
     if not is_held:
-        context.warmth.refused(snapshot, now=context.now())
-    else:
-        context.warmth.loaded(snapshot, resident=_resident(images), now=context.now(), holder=holder)
-        context.warmth.start(partial(look, context))
+        context.warmth.failed(fetched.id, now=context.now())
     return is_held
 
 
 def look(context: Context) -> None:
-    """Give up what idles or what memory is too short for; bring back what somebody wants and whose server died."""
-    drop = templates_to_drop(
-        context.warmth.held(), now=context.now(), available=available_memory(), total=total_memory()
-    )
+    """Give up what idles or what memory is too short for; bring back what somebody wants, where that can be."""
+    _give_up_what_is_too_much(context)
     for held in context.warmth.held():
-        snapshot = SnapshotId(held.snapshot)
-        images = _images(context, snapshot)
-        if held.snapshot in drop or not images.is_dir():
-            context.warmth.drop(snapshot)
+        if not context.engine.is_warm(_images(context, SnapshotId(held.snapshot))):
+            context.warmth.died(SnapshotId(held.snapshot), now=context.now())
+            if not held.is_kept:
+                context.reserve.drop(SnapshotId(held.snapshot))
+    for snapshot in context.warmth.due(now=context.now()):
+        try:
+            with context.reading(snapshot) as fetched:
+                check_machine(context, fetched)
+                _load(context, fetched)
+        except (ThawboxError, OSError):  # whoever clones next is told what is wrong
+            context.warmth.failed(snapshot, now=context.now())
+
+
+def _give_up_what_is_too_much(context: Context) -> None:
+    books, now = context.warmth, context.now()
+    drop = templates_to_drop(books.held(), now=now, available=context.available_memory(), total=total_memory())
+    for snapshot in map(SnapshotId, sorted(drop)):
+        books.given_up(snapshot, now=now)
+        _give_up(context, snapshot)
+    for snapshot in books.wanted():
+        if not _images(context, snapshot).is_dir():  # removed, and not to be brought from a replica for this
+            books.drop(snapshot)
             _give_up(context, snapshot)
-        elif not context.engine.is_warm(images):
-            with contextlib.suppress(ThawboxError, OSError):
-                if not (held.is_kept and _load(context, snapshot)):
-                    context.warmth.drop(snapshot)
-                    context.reserve.drop(snapshot)
 
 
 def _give_up(context: Context, snapshot: SnapshotId) -> None:

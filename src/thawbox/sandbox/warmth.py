@@ -1,4 +1,4 @@
-"""Which snapshots a process holds ready, for whom, and how often clones of each are asked for. Only state, no work.
+"""Which snapshots a process holds ready, or is to, for whom, and how often clones of each are asked for. Only state.
 
 `warming` does what follows from it; `pool_plan` decides.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from thawbox.model import SnapshotId
-from thawbox.pool_plan import DEMAND_WINDOW, HeldTemplate
+from thawbox.pool_plan import DEMAND_WINDOW, SOONEST_RELOAD, HeldTemplate, reload_after
 from thawbox.sandbox.threads import tell_defect
 
 _REQUESTS_KEPT = 64
@@ -25,17 +25,27 @@ LOOK_AGAIN = 5.0
 
 @dataclass(slots=True)
 class Warm:
-    """A snapshot whose memory is held. `holders` asked for that; without one it is held for demand alone."""
+    """A snapshot whose memory is held, or is to be. `holders` asked for that, each for so many ready shells besides;
+    without one it is held for demand alone.
 
-    bytes: int
+    While it is not held it is not loaded before `try_at`; `failures` are those in a row.
+    """
+
     used_at: float
-    holders: set[str] = field(default_factory=set[str])
+    holders: dict[str, int] = field(default_factory=dict[str, int])
+    is_held: bool = False
+    bytes: int = 0
+    loaded_at: float = 0.0
+    failures: int = 0
+    try_at: float = 0.0
 
 
 class Warmth:
     """The books of one node's process. Safe to use from several threads."""
 
     def __init__(self) -> None:
+        self.loading = threading.Lock()
+        """Held by whoever loads: memory that is free is promised once, and what two want is loaded once."""
         self._lock = threading.Condition()
         self._requests: dict[SnapshotId, deque[float]] = {}
         self._warm: dict[SnapshotId, Warm] = {}
@@ -50,9 +60,13 @@ class Warmth:
             self._forget_past(now)
             times = self._requests.setdefault(snapshot, deque(maxlen=_REQUESTS_KEPT))
             times.append(now)
+            return tuple(times)
+
+    def used(self, snapshot: SnapshotId, *, now: float) -> None:
+        """A clone of it is made."""
+        with self._lock:
             if snapshot in self._warm:
                 self._warm[snapshot].used_at = now
-            return tuple(times)
 
     def _forget_past(self, now: float) -> None:
         """Of snapshots that were cloned once there is no end: each fork makes one."""
@@ -68,13 +82,52 @@ class Warmth:
         with self._lock:
             return len(self._requests.keys() | self._refused.keys())
 
-    def loaded(self, snapshot: SnapshotId, *, resident: int, now: float, holder: str = "") -> None:
-        """It is held now, for `holder` too."""
+    def want(self, snapshot: SnapshotId, holder: str, *, now: float, shells: int = 0) -> None:
+        """It is to be held until this holder lets it go."""
         with self._lock:
-            warm = self._warm.setdefault(snapshot, Warm(resident, now))
-            warm.used_at = now
-            warm.holders |= {holder} if holder else set[str]()
+            self._warm.setdefault(snapshot, Warm(now)).holders[holder] = shells
             self._lock.notify_all()
+
+    def loaded(self, snapshot: SnapshotId, *, resident: int, now: float, by_demand: bool = False) -> bool:
+        """It is held now; False if that was not `by_demand`, and whoever wanted it has let it go meanwhile."""
+        with self._lock:
+            if snapshot not in self._warm and not by_demand:
+                return False
+            warm = self._warm.setdefault(snapshot, Warm(now))
+            if not warm.is_held:
+                warm.is_held, warm.loaded_at = True, now
+            warm.bytes, warm.used_at = resident, now
+            self._lock.notify_all()
+            return True
+
+    def failed(self, snapshot: SnapshotId, *, now: float) -> None:
+        """It could not be loaded."""
+        self._end(snapshot, now=now, is_failure=True)
+
+    def given_up(self, snapshot: SnapshotId, *, now: float) -> None:
+        """Memory is too short for it, or it is one too many."""
+        self._end(snapshot, now=now)
+
+    def died(self, snapshot: SnapshotId, *, now: float) -> None:
+        """Its server is dead; it is loaded anew at once, unless that happens again and again."""
+        with self._lock:
+            warm = self._warm.get(snapshot)
+            if warm is not None and (now - warm.loaded_at > SOONEST_RELOAD or not warm.failures) and warm.holders:
+                warm.is_held, warm.try_at, warm.failures = False, now, 1
+                return
+        self._end(snapshot, now=now, is_failure=True)
+
+    def _end(self, snapshot: SnapshotId, *, now: float, is_failure: bool = False) -> None:
+        with self._lock:
+            self._refused[snapshot] = now
+            warm = self._warm.get(snapshot)
+            if warm is None:
+                return
+            if not warm.holders:
+                del self._warm[snapshot]
+                return
+            warm.is_held, warm.failures = False, warm.failures + is_failure
+            warm.try_at = now + (reload_after(warm.failures) if is_failure else SOONEST_RELOAD)
 
     def refused(self, snapshot: SnapshotId, *, now: float) -> None:
         """It cannot be held, or is not worth it."""
@@ -82,7 +135,7 @@ class Warmth:
             self._refused[snapshot] = now
 
     def may_try(self, snapshot: SnapshotId, *, now: float) -> bool:
-        """Whether it is neither held nor was refused lately."""
+        """Whether nobody sees to it already, and it was not refused lately."""
         with self._lock:
             return snapshot not in self._warm and now - self._refused.get(snapshot, -TRY_AGAIN) >= TRY_AGAIN
 
@@ -92,7 +145,7 @@ class Warmth:
             warm = self._warm.get(snapshot)
             if warm is None:
                 return False
-            warm.holders.discard(holder)
+            warm.holders.pop(holder, None)
             if warm.holders:
                 return False
             del self._warm[snapshot]
@@ -103,16 +156,33 @@ class Warmth:
         with self._lock:
             self._warm.pop(snapshot, None)
 
+    def shells(self, snapshot: SnapshotId) -> int:
+        """How many shells its holders want ready."""
+        with self._lock:
+            warm = self._warm.get(snapshot)
+            return max(warm.holders.values(), default=0) if warm is not None else 0
+
     def held(self) -> tuple[HeldTemplate, ...]:
         """What is held, for the plan."""
         with self._lock:
             return tuple(
                 HeldTemplate(snapshot, warm.bytes, warm.used_at, is_kept=bool(warm.holders))
                 for snapshot, warm in self._warm.items()
+                if warm.is_held
             )
 
+    def wanted(self) -> tuple[SnapshotId, ...]:
+        """What is held, or to be."""
+        with self._lock:
+            return tuple(self._warm)
+
+    def due(self, *, now: float) -> tuple[SnapshotId, ...]:
+        """What is to be held, is not, and may be tried now."""
+        with self._lock:
+            return tuple(one for one, warm in self._warm.items() if not warm.is_held and warm.try_at <= now)
+
     def start(self, look: Callable[[], None]) -> None:
-        """Call `look` every few seconds from now on, in a thread of its own, as long as anything is held."""
+        """Call `look` every few seconds from now on, in a thread of its own, as long as anything is held or wanted."""
         with self._lock:
             if self._thread is None and not self._closing:
                 self._thread = threading.Thread(target=self._tend, args=(look,), name="thawbox-warmth", daemon=True)

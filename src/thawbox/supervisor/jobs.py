@@ -237,7 +237,7 @@ def _remove_outdated(context: Context, sandbox: SandboxId, policy: Policy) -> No
 
 @dataclass(frozen=True, slots=True)
 class Spare:
-    """The newest snapshot, and whether its memory is held ready."""
+    """The newest snapshot, and whether its memory was held ready when that was asked for; it may come and go later."""
 
     snapshot: SnapshotId | None = None
     is_held: bool = False
@@ -246,22 +246,25 @@ class Spare:
 def renew_spare(context: Context, sandbox: SandboxId, last: Spare) -> Spare:
     """Hold the newest snapshot's memory ready instead of that of `last`.
 
-    Nothing is held where the engine or the snapshot does not allow it: then a recovery takes its ordinary time.
+    Nothing is held where the engine, the memory or the snapshot does not allow it: then a recovery takes its ordinary
+    time.
     """
-    newest: SnapshotId | None = None
     try:
         newest = present_snapshot(context, context.journal.find(sandbox))
-        if newest == last.snapshot:
-            return last
-        drop_spare(context, sandbox, last)
-        return Spare(newest, newest is not None and hold(context, newest, holder=_spare_of(sandbox), shells=0))
     except (ThawboxError, OSError, sqlite3.Error):
+        return last
+    if newest == last.snapshot:
+        return last
+    drop_spare(context, sandbox, last)
+    try:
+        return Spare(newest, newest is not None and hold(context, newest, holder=_spare_of(sandbox), shells=0))
+    except (ThawboxError, OSError):
         return Spare(newest)
 
 
 def drop_spare(context: Context, sandbox: SandboxId, last: Spare) -> None:
     """Give back the memory of a sandbox's spare."""
-    if last.snapshot is not None and last.is_held:
+    if last.snapshot is not None:
         release(context, last.snapshot, holder=_spare_of(sandbox))
 
 
