@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 
 from guests import SETUP, evaluate, interpreter, interpreter_spec, run
 from roads import on_both_roads
-from thawbox.errors import HookFailed, InvalidRequest, PoolExhausted, StartFailed
+from thawbox.engines import Engine
+from thawbox.engines.criu import CriuEngine
+from thawbox.errors import DumpFailed, HookFailed, InvalidRequest, PoolExhausted, StartFailed, Unsupported
 from thawbox.model import Phase
-from thawbox.node import Node
+from thawbox.node import Node, make_criu_engine
 from thawbox.pool import PoolSpec
 from traces import Traces
 
@@ -237,6 +240,61 @@ def test_secrets_are_given_back_when_another_process_fails_the_checkpoint(node: 
     with pytest.raises(HookFailed, match="did not answer"):
         sandbox.checkpoint()
     assert evaluate(sandbox, "guest.secrets['KEY'].reveal()") == "sesame"
+
+
+class FailingAtLast:
+    """The real engine, whose dumps fail once everything has been written."""
+
+    def __init__(self, engine: CriuEngine) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def dump(self, *place: Any, **options: Any) -> Any:
+        self._engine.dump(*place, **options)
+        raise DumpFailed("the disk is full", log="")
+
+
+HOOK = """
+@guest.before_checkpoint
+def failing():
+    if broken: raise ValueError("no")
+broken = False
+"""
+
+
+@pytest.mark.parametrize("stop", [False, True], ids=["runs on", "stops"])
+@pytest.mark.parametrize("failure", ["a refused name", "a hook", "a process that is traced", "an engine that fails"])
+def test_a_checkpoint_that_fails_takes_no_secret_away(
+    node: Node, open_node: Callable[..., Node], failure: str, stop: bool
+) -> None:
+    sandbox = interpreter(node, SETUP + HOOK)
+    sandbox.give(secrets={"KEY": b"sesame"})
+    name, failing = "", sandbox
+    if failure == "a refused name":
+        name = "../typo"
+    elif failure == "a hook":
+        run(sandbox, "broken = True")
+    elif failure == "a process that is traced":
+        run(sandbox, TRACED)
+    else:
+        engine = cast(Engine, FailingAtLast(make_criu_engine(node.settings)))
+        failing = open_node(engine=engine).sandbox(sandbox.id)
+    with pytest.raises((InvalidRequest, HookFailed, Unsupported, DumpFailed)):
+        failing.checkpoint(stop=stop, name=name)
+    assert sandbox.state is Phase.RUNNING
+    assert evaluate(sandbox, "guest.secrets['KEY'].reveal()") == "sesame"
+    told = {"a refused name": [], "a hook": ["checkpoint"]}.get(failure, ["before", "checkpoint"])
+    assert [event[0] for event in evaluate(sandbox, "events")] == told
+
+
+TRACED = """
+import subprocess
+program = "import ctypes, os, signal; ctypes.CDLL(None).ptrace(0, 0, 0, 0); os.kill(os.getpid(), signal.SIGSTOP)"
+child = subprocess.Popen([sys.executable, "-c", program])
+os.waitpid(child.pid, os.WUNTRACED)
+"""
 
 
 def test_only_the_host_can_call_hooks(node: Node) -> None:

@@ -15,8 +15,8 @@ def wake(told: dict[str, Any], given: dict[str, Secret], registry: Registry) -> 
     if told["what"] in ("clone", "restore"):
         reseed_all()  # once more where it was done at the end of a hold: a sandbox that was frozen had none
     os.environ.update(told["environment"])
-    if told["what"] == "given":
-        secrets.add(given)
-    else:
+    if told["what"] in ("clone", "restore"):
         secrets.replace(given)
+    else:
+        secrets.add(given)  # a checkpoint that failed early has taken none away
     registry.run_after(Event(told["what"], Identity(**told["identity"]), told["slept"], told["environment"], secrets))

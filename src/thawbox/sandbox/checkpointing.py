@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from thawbox.engines import ALONE, INIT_PID, Parents, Place
-from thawbox.errors import CopyLost, DumpFailed, IntegrityError, InvalidRequest, SnapshotNotFound
+from thawbox.errors import CopyLost, DumpFailed, HookFailed, IntegrityError, InvalidRequest, SnapshotNotFound
 from thawbox.host.cgroup import Cgroup
 from thawbox.host.clocks import Clocks, clocks_of
 from thawbox.host.databases import OpenDatabase, find_databases
@@ -27,7 +27,7 @@ from thawbox.sandbox.captures import Capture, capture_ahead, capture_frozen, enc
 from thawbox.sandbox.context import Context
 from thawbox.sandbox.ending import take_down
 from thawbox.sandbox.finishing import Unfinished, finish, late_directory, write_unfinished
-from thawbox.sandbox.hooks import attending, names_in, resume, wait_until_ready
+from thawbox.sandbox.hooks import Attendance, attending, go_on, names_in, wait_until_ready
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.links import direct_link, has_callers
 from thawbox.sandbox.preflight import check_freezable
@@ -47,8 +47,9 @@ def checkpoint(context: Context, record: Record, wish: Wish) -> tuple[Record, Ch
     """
     begun = time.perf_counter()
     after = next_phase(record.phase, Verb.SUSPEND if wish.stop else Verb.CHECKPOINT, who=record.name)
-    with context.store.stage() as staging, _thawed_on_failure(context, record, wanted=wish.stop):
-        report = finish(context, staging, dump(context, record, staging, wish))
+    attendance = Attendance()
+    with context.store.stage() as staging, _running_on_failure(context, record, attendance, wanted=wish.stop):
+        report = finish(context, staging, dump(context, record, staging, wish, attendance))
     record = replace(record, parent_snapshot=report.id)
     if wish.stop:
         record = take_down(context, record, phase=after, why="suspended")
@@ -69,7 +70,7 @@ def begin(context: Context, record: Record, wish: Wish) -> tuple[Staging, Unfini
     next_phase(record.phase, Verb.CHECKPOINT, who=record.name)
     staging = context.store.begin()
     try:
-        unfinished = dump(context, record, staging, wish)
+        unfinished = dump(context, record, staging, wish, Attendance())
         write_unfinished(staging, unfinished)
     except BaseException:
         context.store.discard(staging)
@@ -98,9 +99,10 @@ def _choose_parent(context: Context, record: Record, wish: Wish) -> tuple[Snapsh
     return (parent, True) if links and wish.skip_if_clean else (None, False)
 
 
-def dump(context: Context, record: Record, staging: Staging, wish: Wish) -> Unfinished:
+def dump(context: Context, record: Record, staging: Staging, wish: Wish, attendance: Attendance) -> Unfinished:
     """Write memory and changed files into `staging`; the sandbox runs on when this returns, unless told to stop.
 
+    A sandbox that is to stop is frozen, and those in `attendance` wait to be told that it runs on, if it does.
     A short freeze that comes to nothing, because what it left to be read was ended, is followed by a plain one.
     """
     check_wish(wish)
@@ -108,10 +110,10 @@ def dump(context: Context, record: Record, staging: Staging, wish: Wish) -> Unfi
     if wish.when_ready:
         wait_until_ready(context, record, timeout=record.spec.ready_timeout)
     try:
-        return _dump(context, record, staging, wish, why_plain=_why_plain(context, record, wish))
+        return _dump(context, record, staging, wish, attendance, why_plain=_why_plain(context, record, wish))
     except CopyLost as lost:
         _empty(staging)
-        return _dump(context, record, staging, wish, why_plain=lost.cause)
+        return _dump(context, record, staging, wish, attendance, why_plain=lost.cause)
 
 
 def _why_plain(context: Context, record: Record, wish: Wish) -> str:
@@ -135,7 +137,9 @@ def _empty(staging: Staging) -> None:
                 entry.unlink()
 
 
-def _dump(context: Context, record: Record, staging: Staging, wish: Wish, *, why_plain: str) -> Unfinished:
+def _dump(
+    context: Context, record: Record, staging: Staging, wish: Wish, attendance: Attendance, *, why_plain: str
+) -> Unfinished:
     parent, is_full = _choose_parent(context, record, wish)
     cgroup = context.cgroup(record.id)
     since = last_capture(context, record)
@@ -161,7 +165,7 @@ def _dump(context: Context, record: Record, staging: Staging, wish: Wish, *, why
                 parents = _parents(context, parent, reading)
             except IntegrityError:  # whoever finishes the snapshot tells of it
                 why_plain = "its parent cannot be read"
-        attendance = held.enter_context(attending(context, record, stop=wish.stop))
+        held.enter_context(attending(context, record, attendance, stop=wish.stop))
         held.enter_context(without_connections(context, record))
         _check_whole(record)
         check_freezable(context, record)
@@ -235,12 +239,13 @@ def without_connections(context: Context, record: Record) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def _thawed_on_failure(context: Context, record: Record, *, wanted: bool) -> Generator[None]:
-    """With `wanted`, what was frozen in the block is thawed again if the block fails."""
+def _running_on_failure(context: Context, record: Record, attendance: Attendance, *, wanted: bool) -> Generator[None]:
+    """With `wanted`, what was frozen in the block runs again if the block fails, and its programs are told so."""
     try:
         yield
     except BaseException:
         if wanted and record.phase is Phase.RUNNING:
             context.cgroup(record.id).thaw()
-            resume(context, record)
+            with contextlib.suppress(HookFailed):  # the first failure is the one to report
+                go_on(attendance)
         raise

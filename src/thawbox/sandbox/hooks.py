@@ -81,13 +81,12 @@ def channel_of(context: Context, record: Record, *, names: tuple[str, ...] | Non
 
 
 @contextlib.contextmanager
-def attending(context: Context, record: Record, *, stop: bool) -> Generator[Attendance]:
-    """The programs are told before the block, and told to go on after it; with `stop` only if `resume` is called.
+def attending(context: Context, record: Record, attendance: Attendance, *, stop: bool) -> Generator[None]:
+    """The programs are told before the block, and told to go on after it; with `stop` only if `go_on` is called.
 
     A frozen sandbox cannot answer: its programs are not told before, and its clones are told all the same.
     Raises HookFailed; the block then did not run and the programs go on.
     """
-    attendance = Attendance()
     try:
         if record.phase is not Phase.FROZEN:
             attendance.channel = channel_of(context, record)
@@ -95,14 +94,14 @@ def attending(context: Context, record: Record, *, stop: bool) -> Generator[Atte
             _tell_guests(record, attendance, attendance.channel.names)
         elif attendance.channel is not None:
             attendance.channel.before(attendance.secrets)
-        yield attendance
+        yield
     except BaseException:
         if not stop:
             with contextlib.suppress(HookFailed):  # the first failure is the one to report
-                _go_on(attendance)
+                go_on(attendance)
         raise
     if not stop:
-        _go_on(attendance)
+        go_on(attendance)
 
 
 def _tell_guests(record: Record, attendance: Attendance, names: tuple[str, ...]) -> None:
@@ -117,17 +116,15 @@ def _tell_guests(record: Record, attendance: Attendance, names: tuple[str, ...])
         attendance.names = tuple(name for name in listening if name in told)
 
 
-def resume(context: Context, record: Record) -> None:
-    """Tell the programs of a sandbox that was to be stopped that it runs on after all."""
-    with contextlib.suppress(HookFailed):
-        channel = channel_of(context, record)
-        if channel is not None:
-            channel.after(Told("checkpoint"))
+def go_on(attendance: Attendance) -> None:
+    """Tell those who were told, and nobody else, that the sandbox runs on; they get back what they gave up.
 
-
-def _go_on(attendance: Attendance) -> None:
-    if attendance.channel is not None:
-        attendance.channel.after(Told("checkpoint", secrets=attendance.secrets))
+    Raises HookFailed; it is told once.
+    """
+    channel, attendance.channel = attendance.channel, None
+    secrets, attendance.secrets = attendance.secrets, {}
+    if channel is not None:
+        channel.after(Told("checkpoint", secrets=secrets))
 
 
 def names_in(record: Record, attendance: Attendance) -> tuple[str, ...]:
