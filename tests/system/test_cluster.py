@@ -177,6 +177,22 @@ def test_a_killed_nodes_claim_comes_back_on_the_other_as_itself(cluster: Cluster
     cluster.until(lambda: parked_nodes(cluster) == {other}, "the pool parked anew on what is left")
 
 
+def test_a_claim_whose_pod_is_deleted_comes_back_as_itself(cluster: Cluster, two_nodes: dict[str, Any]) -> None:
+    url = two_nodes["dispatcher"].said["url"]
+    claim = ask(url, "/v1/claims", {**CLAIM, "checkpoint_every": 3600})
+    before = told_by(cluster, claim)
+    cluster.until(lambda: cluster.get("claims", claim["id"])["status"].get("snapshot"), "a replicated snapshot")
+    for pod in parked(cluster):  # so that it comes back on the very node that had it
+        if pod["spec"]["nodeName"] != claim["node"]:
+            cluster.delete("pods", pod["metadata"]["name"])
+    cluster.delete("pods", claim["pod"])
+    cluster.until(lambda: cluster.get("claims", claim["id"])["status"].get("recoveries") == 1, "the recovery")
+    after = ask(url, f"/v1/claims/{claim['id']}")
+    assert (after["state"], after["sandbox"]) == ("bound", claim["sandbox"])
+    assert after["pod"] != claim["pod"]
+    assert told_by(cluster, after) == before
+
+
 def test_a_claims_environment_is_given_to_its_clone(cluster: Cluster, two_nodes: dict[str, Any], scratch: Path) -> None:
     url = two_nodes["dispatcher"].said["url"]
     spec = msgspec.to_builtins(interpreter_spec("guest.when_given(lambda event: events.append(event.what))"))

@@ -27,7 +27,7 @@ from thawbox.cluster.crds import (
 from thawbox.cluster.facts import Reason
 from thawbox.cluster.kube import PODS, Kube
 from thawbox.cluster.nodes import Nodes
-from thawbox.cluster.state import BROKEN, EMPTY, LEASED, PARKED, State, notes_of, state_of
+from thawbox.cluster.state import BROKEN, EMPTY, LEASED, PARKED, State, is_there, leased_by, notes_of, state_of
 from thawbox.cluster.times import condition, with_condition
 from thawbox.errors import EngineError, NotFound
 
@@ -84,6 +84,10 @@ class Backend(Protocol):
 
     def is_lost(self, status: Json, pod: Json | None, /) -> bool:
         """Whether what a claim is bound to, by its status, is gone for good; `pod` if the API server has it."""
+        ...
+
+    async def end(self, claim: Json, /) -> None:
+        """See to it that what a claim has lost runs nowhere any more. Raises Unavailable while nobody can tell."""
         ...
 
     def heir(self, pool: Json, template: Json, snapshot: Json, /) -> Json | None:
@@ -177,9 +181,23 @@ class NodeBackend:
         done = await self._nodes.acquire(url, pod["metadata"]["uid"], environment=environment)
         return {"id": done["id"], "name": done["name"]}
 
-    def is_lost(self, status: Json, _pod: Json | None, /) -> bool:
-        """By the lease of its node alone, which fences: whatever the API server still has of the pod."""
-        return status.get("node", "") not in self._state.fleet
+    def is_lost(self, status: Json, pod: Json | None, /) -> bool:
+        """By the lease of its node, which fences, whatever the API server has of the pod; or with the pod."""
+        if status.get("node", "") not in self._state.fleet:
+            return True
+        return pod is None or not is_there(pod) or state_of(pod) == BROKEN
+
+    async def end(self, claim: Json, /) -> None:
+        """A pod that was deleted by force is gone from the API server before its agent has ended the clone."""
+        status = claim["status"]
+        if status.get("node", "") not in self._state.fleet:
+            return
+        url, uid, sandbox = self._state.urls.get(status["node"], ""), claim["metadata"]["uid"], status.get("sandbox")
+        heirs = {pod["metadata"]["uid"] for pod in self._state.pods.objects.values()
+                 if leased_by(pod) == uid and is_there(pod)}  # fmt: skip
+        for one in await self._nodes.placed(url):
+            if sandbox and one["id"] == sandbox["id"] and one["pod"] not in heirs:
+                await self._nodes.empty(url, one["pod"])
 
     def heir(self, _pool: Json, _template: Json, _snapshot: Json, /) -> Json | None:
         return None

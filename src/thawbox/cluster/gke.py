@@ -85,6 +85,9 @@ class GkeBackend:
         """Once the pod is gone or has ended: of a node that nobody hears of, GKE ends it."""
         return pod is None or pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
 
+    async def end(self, _claim: Json, /) -> None:
+        """GKE has: the API server keeps a pod until it has ended."""
+
     def heir(self, pool: Json, template: Json, snapshot: Json, /) -> Json | None:
         return self.placeholder(pool, {**template, "status": {"snapshot": snapshot["id"]}})
 

@@ -1,8 +1,8 @@
-"""Lost nodes: their clones count no more, their claims come back elsewhere from the newest replicated snapshot.
+"""Lost nodes and pods: their clones count no more, their claims come back from the newest replicated snapshot.
 
-Rule 1: a claim is moved only when its node's lease has run out by our clock. A node that cannot renew its lease freezes
-what is leased on it before that (`agent`), so that nobody ever runs twice. Where there is no agent (`gke`), it is moved
-when the API server has ended its pod.
+Rule 1: nobody ever runs twice. A claim is moved when its node's lease has run out by our clock: a node that cannot
+renew its lease freezes what is leased on it before that (`agent`). Or when its pod is gone or has ended, and the node
+has said that nothing of it runs any more. Where there is no agent (`gke`), the API server's word on the pod is enough.
 Rule 2: silence counts only while we could hear. A dispatcher that got no CPU, or lost its watch, has heard no renewal
 either; so the API server is asked for a lease before its node is called lost, and while it does not answer none is.
 """
@@ -19,7 +19,7 @@ from thawbox.cluster.binding import Binding, leased
 from thawbox.cluster.crds import WANTED, Json
 from thawbox.cluster.facts import Reason, Refusal
 from thawbox.cluster.kube import CLAIMS, LEASES, PODS, Conflict, Kube
-from thawbox.cluster.state import BROKEN, EMPTY, LEASED, State, leased_by, notes_of
+from thawbox.cluster.state import BROKEN, EMPTY, LEASED, State, is_there, leased_by, notes_of
 from thawbox.cluster.times import condition, with_condition, written
 from thawbox.errors import NotFound, Unavailable
 
@@ -60,7 +60,7 @@ class Recovery:
             _log.warning("node.lost" if node in self._state.lost else "node.late", node=node)
 
     def look(self) -> None:
-        """Begin to recover every claim that is bound to a lost node, or was being recovered."""
+        """Begin to recover every claim that is bound to a lost node or pod, or was being recovered."""
         for name, claim in list(self._state.claims.objects.items()):
             status = claim.get("status", {})
             is_lost = status.get("phase") == "Bound" and self._is_lost(claim)
@@ -94,14 +94,18 @@ class Recovery:
         snapshot = status.get("snapshot")
         if status["phase"] == "Bound" and not await self._is_surely_lost(claim):
             return
+        node, before = status.get("node", ""), status.get("pod", "")
+        is_alive = node in self._state.fleet
+        lost = f"the pod {before} is gone from node {node}" if is_alive else f"node {node} is lost"
         if not snapshot:
-            why = f"node {status.get('node')} is lost, and no snapshot was replicated"
+            why = f"{lost}, and no snapshot was replicated"
             await self._write(claim, {"phase": "Lost", "reason": Reason.NO_SNAPSHOT.value, "message": why}, ready=False)
             _log.warning("claim.lost", claim=claim["metadata"]["name"], why=why)
             return
         if status["phase"] == "Bound":
-            change = {"phase": "Recovering", "reason": "NodeLost", "message": f"node {status.get('node')} is lost"}
+            change = {"phase": "Recovering", "reason": "PodLost" if is_alive else "NodeLost", "message": lost}
             claim = await self._write(claim, change, ready=False)
+        await self._backend_of(claim).end(claim)
         pod = self._heir(claim) or await self._choose(claim, snapshot)
         if pod is None:
             return
@@ -109,7 +113,9 @@ class Recovery:
 
         def look() -> Look:
             found = self._state.pods.objects.get(name)
-            return Look(BROKEN, "the pod is gone") if found is None else backend.look_back(found, snapshot)
+            if found is None or not is_there(found):
+                return Look(BROKEN, "the pod is gone")
+            return backend.look_back(found, snapshot)
 
         _log.info("recover.started", claim=claim["metadata"]["name"], pod=name, snapshot=snapshot["id"])
         await self._state.pods.wait(lambda: look().state != EMPTY, timeout=RECOVER_SECONDS)
@@ -120,7 +126,7 @@ class Recovery:
             _log.warning("recover.failed", claim=claim["metadata"]["name"], pod=name, why=why)
             await asyncio.sleep(RETRY_SECONDS)
             return
-        node, before = pod["spec"]["nodeName"], status.get("pod", "")
+        node = pod["spec"]["nodeName"]
         await self._write(claim, {
             "phase": "Bound", "reason": None, "message": None, "node": node, "pod": name, "sandbox": sandbox_of(pod),
             "address": pod.get("status", {}).get("podIP", ""), "url": self._state.urls.get(node, ""),
@@ -135,7 +141,7 @@ class Recovery:
         """The pod that this claim was to be recovered in already."""
         uid, old = claim["metadata"]["uid"], claim["status"].get("pod")
         found = (pod for pod in self._state.pods.objects.values() if leased_by(pod) == uid and WANTED in notes_of(pod))
-        return next((pod for pod in found if pod["metadata"]["name"] != old), None)
+        return next((pod for pod in found if pod["metadata"]["name"] != old and is_there(pod)), None)
 
     async def _choose(self, claim: Json, snapshot: Json) -> Json | None:
         name = claim["spec"]["pool"]

@@ -1,0 +1,185 @@
+"""A real dispatcher in this process over nodes with agents; these and the API server are simulated."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from kube.server import Server
+from node_world import COMPAT, NodeWorld
+from thawbox.cluster.backends import NodeBackend
+from thawbox.cluster.binding import Binding
+from thawbox.cluster.crds import POOL_LABEL, crds
+from thawbox.cluster.dispatcher import Dispatcher, Options, dispatching
+from thawbox.cluster.kube import CLAIMS, DEFINITIONS, PODS, POOLS, TEMPLATES, Kube, connected
+from thawbox.cluster.recovery import Recovery
+from thawbox.cluster.state import State
+
+Json = dict[str, Any]
+PATIENCE = 60.0
+GOLDEN, KEPT = "a" * 64, "b" * 64
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        yield running
+
+
+@dataclass
+class World:
+    """A cluster of simulated nodes; `dispatch` starts one more dispatcher."""
+
+    server: Server
+    kube: Kube
+    stack: AsyncExitStack
+    nodes: NodeWorld
+
+    async def dispatch(self, identity: str = "one") -> Dispatcher:
+        kube = await self.stack.enter_async_context(connected(namespace="default", server=self.server.url))
+        return await self.stack.enter_async_context(dispatching(kube, self.nodes, Options(identity, look_every=0.05)))
+
+    async def make_pool(self, **marks: int) -> None:
+        """A template that is captured, and a pool of it."""
+        await self.kube.create(TEMPLATES, {"metadata": {"name": "golden"}, "spec": {"sandbox": {}}})
+        status = {"phase": "Ready", "snapshot": GOLDEN, "observedGeneration": 1, "machine": COMPAT}
+        await self.kube.patch(TEMPLATES, "golden", {"status": status}, sub="status")
+        await self.kube.create(POOLS, {"metadata": {"name": "web"}, "spec": {"template": "golden", **marks}})
+
+    async def bound(self, dispatcher: Dispatcher, name: str, *, kept: str = KEPT) -> Json:
+        """The status of a new claim that is bound, with a replicated snapshot."""
+        await self.kube.create(CLAIMS, {"metadata": {"name": name}, "spec": {"pool": "web", "timeout": 300}})
+        await until(dispatcher, name, lambda status: status.get("phase") == "Bound")
+        if kept:
+            snapshot = {"id": kept, "url": "", "at": "2026-01-01T00:00:00Z"}
+            await self.kube.patch(CLAIMS, name, {"status": {"snapshot": snapshot}}, sub="status")
+        return await until(dispatcher, name, lambda status: status.get("snapshot", {}).get("id", "") == kept)
+
+
+def run(server: Server, act: Callable[[World], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        async with a_world(server) as world:
+            await act(world)
+
+    asyncio.run(asyncio.wait_for(whole(), 120))
+
+
+@asynccontextmanager
+async def a_world(server: Server) -> AsyncGenerator[World]:
+    async with AsyncExitStack() as stack:
+        kube = await stack.enter_async_context(connected(namespace="default", server=server.url))
+        for one in crds():
+            await kube.create(DEFINITIONS, one)
+        nodes = NodeWorld(kube)
+        playing = asyncio.create_task(nodes.run())
+        stack.callback(playing.cancel)
+        yield World(server, kube, stack, nodes)
+        if playing.done():
+            playing.result()
+
+
+async def until(dispatcher: Dispatcher, name: str, come: Callable[[Json], bool]) -> Json:
+    """The status of a claim once `come` is true of it."""
+    claims = dispatcher.state.claims
+    assert await claims.wait(
+        lambda: name in claims.objects and come(claims.objects[name].get("status", {})), timeout=PATIENCE
+    ), claims.objects.get(name)
+    found: Json = claims.objects[name]["status"]
+    return found
+
+
+@asynccontextmanager
+async def running_recovery(world: World) -> AsyncGenerator[tuple[State, Recovery]]:
+    """What a dispatcher knows once it has listed, and its recovery, which looks when it is told to."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            state = State(world.kube, clock=lambda: 0.0)
+            backend = NodeBackend(world.kube, world.nodes, state)
+            binding = Binding(world.kube, state, lambda _: backend, tasks)
+            await state.run(tasks)
+            yield state, Recovery(world.kube, state, binding, lambda _: backend, tasks, now=lambda: 0.0)
+            raise _Ended  # noqa: TRY301 - the way to cancel a group's tasks
+    except* _Ended:
+        pass
+
+
+class _Ended(Exception):
+    """The block is over."""
+
+
+# --- pods that go while their node lives ------------------------------------------------------------------------
+
+
+async def delete_by_force(world: World, pod: str) -> None:
+    await world.kube.delete(PODS, pod, grace=0)
+
+
+async def delete(world: World, pod: str) -> None:
+    await world.kube.delete(PODS, pod)
+
+
+async def evict_for_want_of_memory(world: World, pod: str) -> None:
+    await world.kube.patch(PODS, pod, {"status": {"phase": "Failed", "reason": "Evicted"}}, sub="status")
+
+
+@pytest.mark.parametrize("go", [delete_by_force, delete, evict_for_want_of_memory])
+def test_a_claim_whose_pod_goes_comes_back_in_another_once_nothing_runs_in_the_old_one(
+    server: Server, go: Callable[[World, str], Awaitable[None]]
+) -> None:
+    async def act(world: World) -> None:
+        await world.nodes.add("n1")
+        await world.make_pool(low=1, high=1, limit=4)
+        dispatcher = await world.dispatch()
+        before = await world.bound(dispatcher, "mine")
+        uid = (await world.kube.get(PODS, before["pod"]))["metadata"]["uid"]
+        world.nodes.away.add("n1")  # its lease goes on, its service answers nobody
+        await go(world, before["pod"])
+        lost = await until(dispatcher, "mine", lambda status: status["phase"] == "Recovering")
+        assert (lost["reason"], before["pod"] in lost["message"]) == ("PodLost", True)
+        assert uid in world.nodes.clones["n1"]
+        world.nodes.away.clear()
+        after = await until(dispatcher, "mine", lambda status: status["phase"] == "Bound")
+        assert (after["recoveries"], after["node"], after["pod"] != before["pod"]) == (1, "n1", True)
+        assert after["sandbox"]["id"] == f"sb-of-{KEPT[:4]}"
+        assert world.nodes.ended == [uid]
+
+    run(server, act)
+
+
+def test_a_claim_whose_pod_goes_and_of_which_no_snapshot_was_kept_is_said_to_be_lost(server: Server) -> None:
+    async def act(world: World) -> None:
+        await world.nodes.add("n1")
+        await world.make_pool(low=1, high=1, limit=4)
+        dispatcher = await world.dispatch()
+        before = await world.bound(dispatcher, "mine", kept="")
+        await world.kube.delete(PODS, before["pod"], grace=0)
+        lost = await until(dispatcher, "mine", lambda status: status["phase"] == "Lost")
+        assert (lost["reason"], before["pod"] in lost["message"]) == ("NoSnapshot", True)
+
+    run(server, act)
+
+
+def test_a_pod_that_the_index_has_not_heard_of_is_not_lost(server: Server) -> None:
+    async def act(world: World) -> None:
+        await world.nodes.add("n1")
+        await world.make_pool()
+        async with running_recovery(world) as (state, recovery):
+            await asyncio.to_thread(world.server.hold, "pods")
+            pod = {"metadata": {"name": "p1", "labels": {POOL_LABEL: "web"}},
+                   "spec": {"nodeName": "n1", "containers": [{"name": "placeholder", "image": "pause"}]}}  # fmt: skip
+            await world.kube.create(PODS, pod)
+            await world.kube.create(CLAIMS, {"metadata": {"name": "mine"}, "spec": {"pool": "web"}})
+            bound = {"status": {"phase": "Bound", "node": "n1", "pod": "p1"}}
+            claim = await world.kube.patch(CLAIMS, "mine", bound, sub="status")
+            state.claims.seen(claim)
+            recovery.look()
+            assert await state.pods.wait(lambda: "p1" in state.pods.objects, timeout=PATIENCE)  # it was asked for
+            await asyncio.to_thread(world.server.let_go)
+            assert (await world.kube.get(CLAIMS, "mine"))["status"] == claim["status"]
+
+    run(server, act)
