@@ -54,8 +54,9 @@ class NodeWorld(Nodes):
 
     async def add(self, name: str, *, machine: str | None = "", region: str = "a", url: str | None = None) -> None:
         """A node whose lease lasts longer than any test; `machine` None: its lease does not say."""
-        self.clones.setdefault(name, {})
-        self.goldens.setdefault(name, {})
+        if machine is not None:
+            self.clones.setdefault(name, {})
+            self.goldens.setdefault(name, {})
         lease = Hold(self.kube, f"node-{name}", name, seconds=3600, clock=lambda: 0.0, now=lambda: 0.0)
         notes = {URL: f"http://{name}" if url is None else url}
         if machine is not None:

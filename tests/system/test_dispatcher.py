@@ -361,3 +361,26 @@ def test_a_lost_pod_of_gkes_of_which_no_snapshot_was_kept_is_said_to_be_lost(ser
         assert (await until(dispatcher, "unkept", lambda status: status["phase"] == "Lost"))["reason"] == "NoSnapshot"
 
     run(server, act)
+
+
+def test_a_quota_keeps_a_claim_from_coming_back_until_it_allows_and_ends_nothing(server: Server) -> None:
+    def allow(count: int) -> None:
+        server.call(lambda storage: setattr(storage, "most_pods", count))
+
+    async def act(world: World) -> None:
+        await world.make_pool(low=0, high=0, limit=4)
+        dispatcher = await world.dispatch()
+        await world.claim("kept")
+        status = await until(dispatcher, "kept", lambda status: status.get("phase") == "Bound")
+        snapshot = {"id": UUID, "url": "", "at": "2026-01-01T00:00:00Z"}
+        await world.kube.patch(CLAIMS, "kept", {"status": {"snapshot": snapshot}}, sub="status")
+        await until(dispatcher, "kept", lambda status: "snapshot" in status)
+        await asyncio.to_thread(allow, 0)
+        await world.kube.delete(PODS, status["pod"], grace=0)
+        refused = await until(dispatcher, "kept", lambda status: "exceeded quota" in (status.get("message") or ""))
+        assert refused["phase"] == "Recovering"
+        await asyncio.to_thread(allow, 100)
+        back = await until(dispatcher, "kept", lambda status: status["phase"] == "Bound")
+        assert (back["recoveries"], back.get("message")) == (1, None)
+
+    run(server, act)

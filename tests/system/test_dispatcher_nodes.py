@@ -16,6 +16,7 @@ from thawbox.cluster.backends import NodeBackend
 from thawbox.cluster.binding import Binding
 from thawbox.cluster.crds import POOL_LABEL, crds
 from thawbox.cluster.dispatcher import Dispatcher, Options, dispatching
+from thawbox.cluster.facts import Refusal
 from thawbox.cluster.kube import CLAIMS, DEFINITIONS, PODS, POOLS, TEMPLATES, Kube, connected
 from thawbox.cluster.recovery import Recovery
 from thawbox.cluster.state import State
@@ -181,5 +182,44 @@ def test_a_pod_that_the_index_has_not_heard_of_is_not_lost(server: Server) -> No
             assert await state.pods.wait(lambda: "p1" in state.pods.objects, timeout=PATIENCE)  # it was asked for
             await asyncio.to_thread(world.server.let_go)
             assert (await world.kube.get(CLAIMS, "mine"))["status"] == claim["status"]
+
+    run(server, act)
+
+
+# --- leases that cannot be read ---------------------------------------------------------------------------------
+
+
+def test_a_node_whose_lease_cannot_be_read_is_alive_and_given_nothing(server: Server) -> None:
+    async def act(world: World) -> None:
+        await world.nodes.add("odd", machine=None, url="")
+        await world.nodes.add("n1")
+        await world.make_pool(low=1, high=1, limit=4)
+        dispatcher = await world.dispatch()
+        mine = await world.bound(dispatcher, "mine")
+        fleet, leases = dispatcher.state.fleet, dispatcher.state.leases
+        assert (mine["node"], "odd" in fleet) == ("n1", True)
+        assert await dispatcher.state.pods.wait(lambda: fleet.parked("web") == 1, timeout=PATIENCE)
+        await world.nodes.add("n1", machine='{"of": "another version"}')
+        assert await leases.wait(lambda: "another" in str(leases.objects["node-n1"]), timeout=PATIENCE)
+        assert "n1" in fleet
+        claim = dispatcher.state.claims.objects["mine"]
+        assert isinstance(fleet.choose(dispatcher.state.wish(claim)), Refusal)
+        await world.nodes.add("n1")
+        assert (await world.bound(dispatcher, "later"))["node"] == "n1"
+        assert (await until(dispatcher, "mine", bool))["pod"] == mine["pod"]
+
+    run(server, act)
+
+
+def test_a_template_of_a_machine_that_cannot_be_read_fits_no_node(server: Server) -> None:
+    async def act(world: World) -> None:
+        await world.nodes.add("n1")
+        await world.make_pool(low=1, high=1, limit=4)
+        await world.kube.patch(TEMPLATES, "golden", {"status": {"machine": {"arch": None, "of": "next"}}}, sub="status")
+        dispatcher = await world.dispatch()
+        assert await dispatcher.state.pods.wait(lambda: dispatcher.state.fleet.parked("web") == 1, timeout=PATIENCE)
+        await world.kube.create(CLAIMS, {"metadata": {"name": "mine"}, "spec": {"pool": "web"}})
+        failed = await until(dispatcher, "mine", lambda status: status.get("phase") == "Failed")
+        assert failed["reason"] == "NoCompatibleNode"
 
     run(server, act)

@@ -10,6 +10,7 @@ either; so the API server is asked for a lease before its node is called lost, a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 import structlog
@@ -21,7 +22,7 @@ from thawbox.cluster.facts import Reason, Refusal
 from thawbox.cluster.kube import CLAIMS, LEASES, PODS, Conflict, Kube
 from thawbox.cluster.state import BROKEN, EMPTY, LEASED, State, is_there, leased_by, notes_of
 from thawbox.cluster.times import condition, with_condition, written
-from thawbox.errors import NotFound, Unavailable
+from thawbox.errors import NotFound, ThawboxError, Unavailable
 
 RECOVER_SECONDS = 120.0
 RETRY_SECONDS = 1.0
@@ -86,6 +87,11 @@ class Recovery:
             await self._recover(self._state.claims.objects[name])
         except (Conflict, NotFound, Unavailable, KeyError):
             await asyncio.sleep(0.2)  # the next look tries again, with what is true by then
+        except ThawboxError as error:  # a quota, a rule of admission: this claim's trouble, nobody else's
+            _log.warning("recover.refused", claim=name, code=error.code, why=error.cause)
+            with contextlib.suppress(ThawboxError):
+                await self._say(name, error.cause)
+            await asyncio.sleep(RETRY_SECONDS)
         finally:
             self._at_work.discard(name)
 
@@ -156,6 +162,14 @@ class Recovery:
             return None
         pod = self._state.take(chosen, name)
         return None if pod is None else await self._binding.swap(claim, pod, wanted=snapshot)
+
+    async def _say(self, name: str, why: str) -> None:
+        """Tell in a claim's status why it is not back yet; written when that changes."""
+        claim = self._state.claims.objects.get(name, {})
+        status = claim.get("status", {})
+        if status.get("phase") == "Recovering" and status.get("message") != why:
+            change = {"phase": "Recovering", "reason": status.get("reason"), "message": why}
+            await self._write(claim, change, ready=False)
 
     async def _write(self, claim: Json, status: Json, *, ready: bool) -> Json:
         """Change a claim's status where it still is as we know it. Raises Conflict."""

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import msgspec
+import structlog
 
 from thawbox.cluster.crds import CLAIM, MACHINE, NODE_LABEL, POOL_LABEL, REGION, SNAPSHOT, STATE_LABEL, URL, Json
 from thawbox.cluster.facts import Machines, NodeFacts, Wish
@@ -29,6 +29,7 @@ from thawbox.store.compat import Compat
 
 GKE_MACHINE = "gke"
 """The class of nodes without an agent: GKE itself says what fits what."""
+_log = structlog.get_logger()
 EMPTY, PARKED, LEASED, BROKEN = "empty", "parked", "leased", "broken"
 
 
@@ -115,8 +116,12 @@ class State:
         machine = template.get("status", {}).get("machine")
         if not machine:
             return self.machines.names
+        try:
+            made_on = msgspec.convert(machine, type=Compat)
+        except msgspec.ValidationError:  # another version's facts: nobody can say what fits
+            return frozenset()
         # every node prepares its rootfs by itself, and says so if it has another than the snapshot
-        return self.machines.fitting(replace(msgspec.convert(machine, type=Compat), rootfs=""))
+        return self.machines.fitting(replace(made_on, rootfs=""))
 
     # --- taking -----------------------------------------------------------------------------------------------
 
@@ -164,22 +169,29 @@ class State:
         for name in self._of_node.get(node, set()):
             self._drop_slot(name, self._counted.pop(name, None))
 
-    def _lease_changed(self, _: str, now: Json, before: Json | None) -> None:
-        node = str((now or before or {}).get("spec", {}).get("holderIdentity", ""))
+    def _lease_changed(self, lease: str, now: Json, before: Json | None) -> None:
+        node = str((now or before or {}).get("spec", {}).get("holderIdentity") or "")
+        if not node:
+            _log.warning("lease.unreadable", lease=lease, why="nobody holds it")
+            return
         if not now:
             self._heard.pop(node, None)
             self.lose(node)
             return
-        renewed, notes = now["spec"].get("renewTime", ""), now["metadata"].get("annotations", {})
+        renewed, notes = now["spec"].get("renewTime", ""), notes_of(now)
         if self._heard.get(node, ("", 0.0))[0] != renewed:
             self._heard[node] = renewed, self.clock()
         self.urls[node] = notes.get(URL, "")
         self.lost.discard(node)
         text = notes.get(MACHINE, "{}")
         machine = hashlib.sha256(text.encode()).hexdigest()[:12]
-        self.machines.add(machine, msgspec.convert(json.loads(text), type=Compat))
+        try:
+            self.machines.add(machine, msgspec.json.decode(text, type=Compat))
+        except msgspec.DecodeError as error:  # alive, so its claims stay; of a class that nothing fits
+            if before is None or notes_of(before).get(MACHINE) != notes.get(MACHINE):
+                _log.warning("lease.unreadable", lease=lease, node=node, why=str(error))
         came = node not in self.fleet
-        labels = now["metadata"].get("labels", {})
+        labels = _labels_of(now)
         self.fleet.add(NodeFacts(node, labels.get(REGION, ""), machine))
         if came:
             for name in self._of_node.get(node, set()):
