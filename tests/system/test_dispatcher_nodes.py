@@ -14,12 +14,14 @@ from kube.server import Server
 from node_world import COMPAT, NodeWorld
 from thawbox.cluster.backends import NodeBackend
 from thawbox.cluster.binding import Binding
-from thawbox.cluster.crds import POOL_LABEL, crds
+from thawbox.cluster.crds import POOL_LABEL, STATE_LABEL, crds
 from thawbox.cluster.dispatcher import Dispatcher, Options, dispatching
 from thawbox.cluster.facts import Refusal
 from thawbox.cluster.kube import CLAIMS, DEFINITIONS, PODS, POOLS, TEMPLATES, Kube, connected
+from thawbox.cluster.reconcile import Reconciler
 from thawbox.cluster.recovery import Recovery
 from thawbox.cluster.state import State
+from thawbox.errors import EngineError
 
 Json = dict[str, Any]
 PATIENCE = 60.0
@@ -221,5 +223,56 @@ def test_a_template_of_a_machine_that_cannot_be_read_fits_no_node(server: Server
         await world.kube.create(CLAIMS, {"metadata": {"name": "mine"}, "spec": {"pool": "web"}})
         failed = await until(dispatcher, "mine", lambda status: status.get("phase") == "Failed")
         assert failed["reason"] == "NoCompatibleNode"
+
+    run(server, act)
+
+
+# --- captures ---------------------------------------------------------------------------------------------------
+
+
+async def uncaptured(world: World) -> Reconciler:
+    """What captures and retires for a dispatcher that runs; there is a template, and it has no snapshot."""
+    await world.kube.create(TEMPLATES, {"metadata": {"name": "golden"}, "spec": {"sandbox": {}, "keep": 1}})
+    dispatcher = await world.dispatch()
+    return Reconciler(dispatcher, world.nodes, now=lambda: 0.0)
+
+
+def test_a_node_without_an_agent_is_not_asked_to_capture(server: Server) -> None:
+    async def act(world: World) -> None:
+        await world.nodes.add("n1")
+        reconciler = await uncaptured(world)
+        pod = {"containers": [{"name": "agent", "image": "agent:1"}]}
+        await world.kube.create(TEMPLATES, {"metadata": {"name": "other"}, "spec": {"backend": "gke", "pod": pod}})
+        await world.kube.create(POOLS, {"metadata": {"name": "gvisor"}, "spec": {"template": "other"}})
+        labels = {POOL_LABEL: "gvisor", STATE_LABEL: "leased"}
+        await world.kube.create(
+            PODS, {"metadata": {"name": "p", "labels": labels}, "spec": {**pod, "nodeName": "a-gvisor"}}
+        )
+        fleet = reconciler.dispatcher.state.fleet
+        assert await reconciler.dispatcher.state.pods.wait(lambda: "a-gvisor" in fleet, timeout=PATIENCE)
+        await reconciler.template("golden")
+        assert (await world.kube.get(TEMPLATES, "golden"))["status"]["phase"] == "Ready"
+        assert len(world.nodes.goldens["n1"]) == 1
+
+    run(server, act)
+
+
+@pytest.mark.parametrize("failure", [EngineError("the disk is full"), KeyError("n1"), TimeoutError()])
+def test_a_capture_that_fails_in_whatever_way_says_so_and_the_next_is_tried_elsewhere(
+    server: Server, failure: Exception
+) -> None:
+    async def act(world: World) -> None:
+        await world.nodes.add("n1")
+        await world.nodes.add("n2")
+        world.nodes.refuse["n1"] = failure
+        reconciler = await uncaptured(world)
+        with pytest.raises(type(failure)):
+            await reconciler.template("golden")
+        status = (await world.kube.get(TEMPLATES, "golden"))["status"]
+        assert (status["phase"], status.get("capture")) == ("Failed", None)
+        assert status["conditions"][0]["message"]
+        await reconciler.template("golden")
+        assert (await world.kube.get(TEMPLATES, "golden"))["status"]["phase"] == "Ready"
+        assert (len(world.nodes.goldens["n1"]), len(world.nodes.goldens["n2"])) == (0, 1)
 
     run(server, act)

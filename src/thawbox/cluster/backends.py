@@ -7,6 +7,7 @@ tests/contract hold `gke` and `node` to it.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -136,18 +137,24 @@ class NodeBackend:
         self._nodes = nodes
         self._state = state
         self._image = image
+        self._failed: Counter[str] = Counter()
+        """Captures that failed, by golden snapshot: the next one is tried on another node."""
 
     async def capture(self, template: Json) -> Golden:
-        spec = template["spec"]
-        node = next(iter(sorted(self._state.fleet.nodes())), None)
-        if node is None:
+        spec, name = template["spec"], golden_name(template)
+        nodes = [node for node in sorted(self._state.fleet.nodes()) if self._state.urls.get(node)]
+        if not nodes:
             raise NotFound(
                 "no node is there to capture on", remediation="label nodes for thawbox, and see `thawbox doctor`"
             )
-        made = await self._nodes.golden(
-            self._state.urls[node], name=golden_name(template), spec=spec.get("sandbox", {}),
-            to=spec.get("store", ""), timeout=float(spec["captureSeconds"]),
-        )  # fmt: skip
+        try:
+            made = await self._nodes.golden(
+                self._state.urls[nodes[self._failed[name] % len(nodes)]], name=name, spec=spec.get("sandbox", {}),
+                to=spec.get("store", ""), timeout=float(spec["captureSeconds"]),
+            )  # fmt: skip
+        except BaseException:
+            self._failed[name] += 1
+            raise
         return Golden(made["id"], made["url"], made["machine"])
 
     def placeholder(self, pool: Json, template: Json) -> Json:

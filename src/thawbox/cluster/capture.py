@@ -53,8 +53,9 @@ async def ensure_golden(
     try:
         async with asyncio.timeout(seconds):
             golden = await backend_of(template).capture(template)
-    except (ThawboxError, TimeoutError) as error:
-        why = str(error) or f"it took longer than {seconds:g} s"
+    except Exception as error:
+        late = f"it took longer than {seconds:g} s" if isinstance(error, TimeoutError) else ""
+        why = late or (str(error) if isinstance(error, ThawboxError) else repr(error))
         await _finish(kube, template, mine, _failed(template, why, now()))
         raise
     return await _finish(kube, template, mine, _done(template, golden, now()))

@@ -22,14 +22,14 @@ class Reconciler:
     """Carries out in the dispatcher's loop what kopf's thread orders."""
 
     def __init__(self, dispatcher: Dispatcher, nodes: Nodes, *, now: Callable[[], float]) -> None:
-        self._dispatcher = dispatcher
+        self.dispatcher = dispatcher
         self._nodes = nodes
         self._now = now
         self._loop = asyncio.get_running_loop()
 
     async def template(self, name: str) -> None:
         """Capture a template if need be, then let go what retention does not keep."""
-        dispatcher = self._dispatcher
+        dispatcher = self.dispatcher
         await dispatcher.ready.wait()
         template = await ensure_golden(
             dispatcher.kube, name, dispatcher.backend_of, holder=dispatcher.options.identity, now=self._now
