@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -13,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cli_process import Cli
 from serving import PATIENCE, SLEEP, TINY, Listener, Serving, made, problem
 from thawbox.api.crowd import MOST_CHANGES
 
@@ -107,9 +111,12 @@ def test_a_busy_sandbox_holds_up_nobody_else(root: httpx.Client, serving: Servin
 def test_a_caller_that_hung_up_keeps_no_clone(root: httpx.Client, serving: Serving, pool: str) -> None:
     held = [made(root.post("/v1/claims", json={"pool": pool, "timeout": PATIENCE}))["id"] for _ in range(6)]
     waiting = [connect(serving.home) for _ in range(5)]
-    body = b'{"pool": "%s", "timeout": 100}' % pool.encode()
-    for one in waiting:
+    wish, key = {"pool": pool, "timeout": 100}, uuid.uuid4().hex
+    body = json.dumps(wish, separators=(",", ":")).encode()  # as httpx writes it: the same request
+    for number, one in enumerate(waiting):
         one.sendall(b"POST /v1/claims HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        if number == 4:
+            one.sendall(b"Idempotency-Key: %s\r\n" % key.encode())
         one.sendall(b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
     listener = Listener(serving.client(), kinds="pool.")
     while made(root.get(f"/v1/pools/{pool}"), 200)["waiting"] < 5:
@@ -118,12 +125,35 @@ def test_a_caller_that_hung_up_keeps_no_clone(root: httpx.Client, serving: Servi
         one.close()
     for one in held:
         made(root.delete(f"/v1/claims/{one}"), 204)
-    again = [made(root.post("/v1/claims", json={"pool": pool, "timeout": PATIENCE}))["id"] for _ in range(6)]
+    again = [made(root.post("/v1/claims", json={"pool": pool, "timeout": PATIENCE}))["id"] for _ in range(5)]
+    asked = root.post("/v1/claims", json=wish, headers={"Idempotency-Key": key})  # whose answer nobody saw
+    again.append(made(asked)["id"])
+    assert "idempotency-replayed" not in asked.headers
     assert made(root.get(f"/v1/pools/{pool}"), 200)["leased"] == 6
     assert not set(held) & set(again)
     for one in again:
         made(root.delete(f"/v1/claims/{one}"), 204)
     assert "pool.acquired" in [one.event for one in listener.heard]
+
+
+def test_a_client_that_was_killed_while_it_waited_keeps_no_clone(
+    root: httpx.Client, serving: Serving, pool: str
+) -> None:
+    """It sends a key with every request, so that it may ask again; a dead one never will."""
+    held = [made(root.post("/v1/claims", json={"pool": pool, "timeout": PATIENCE}))["id"] for _ in range(6)]
+    waits = f"import thawbox; thawbox.Client().acquire({pool!r}, timeout=1000)"
+    client = subprocess.Popen([sys.executable, "-c", waits], env=Cli(serving.home).environment())
+    try:
+        while made(root.get(f"/v1/pools/{pool}"), 200)["waiting"] < 1:
+            assert client.poll() is None
+    finally:
+        client.kill()
+        client.wait()
+    for one in held:
+        made(root.delete(f"/v1/claims/{one}"), 204)
+    again = [made(root.post("/v1/claims", json={"pool": pool, "timeout": PATIENCE}))["id"] for _ in range(6)]
+    for one in again:
+        made(root.delete(f"/v1/claims/{one}"), 204)
 
 
 def test_an_empty_pool_answers_503_in_time(root: httpx.Client, pool: str) -> None:

@@ -265,11 +265,6 @@ def prefers_async(request: Request) -> bool:
     return any(one.split(";")[0].strip() == "respond-async" for one in preferences)
 
 
-async def is_gone(request: Request) -> bool:
-    """Whether nobody will ever see the answer: one who brought a key may ask for it again."""
-    return "idempotency-key" not in request.headers and await request.is_disconnected()
-
-
 # Streams
 
 EVENT_STREAM = "text/event-stream"

@@ -1,16 +1,43 @@
-"""Acquiring for a caller: within his limits, told to the events, with what he gives; or not at all."""
+"""Acquiring for a caller: within his limits, told to the events, with what he gives; or not at all.
+
+Rule: a clone that came when its caller had gone is given back, also where he sent an idempotency key. What answered
+nobody is not kept, so whoever asks with that key again acquires anew.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 
+from starlette.requests import Request
+
+from thawbox.api.answers import Patience
 from thawbox.api.service import Service
 from thawbox.api.tokens import NO_LIMITS, Caller, Scope
-from thawbox.errors import Forbidden, NotFound
+from thawbox.errors import Cancelled, Forbidden, NotFound
 from thawbox.pool import Lease, Pool
 from thawbox.sandbox import Record
 from thawbox.views import pool_of
+
+
+async def acquired(
+    service: Service, patiently: Patience, request: Request, caller: Caller, name: str, *, timeout: float,
+    ttl: float | None, secrets: Mapping[str, bytes] | None = None, environment: Mapping[str, str] | None = None,
+) -> tuple[Pool, Lease]:  # fmt: skip
+    """A lease of the pool of this name for whoever sent this request, and the pool; raises Cancelled if he is gone."""
+
+    def act() -> tuple[Pool, Lease]:
+        pool = service.pool(name)
+        lease = acquire(
+            service, pool, caller, timeout=timeout, ttl=ttl, secrets=secrets, environment=environment
+        )  # fmt: skip
+        return pool, lease
+
+    pool, lease = await patiently(act)
+    if await request.is_disconnected():
+        pool.release(lease.id)
+        raise Cancelled("the caller hung up while he waited for a clone; it was given back")
+    return pool, lease
 
 
 def acquire(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Request
@@ -12,8 +11,8 @@ from pydantic import Field
 from thawbox import views
 from thawbox.api import shown
 from thawbox.api.access import Reader, User
-from thawbox.api.answers import Answer, Body, Injected, Pages, Patience, Reference, is_gone, resource
-from thawbox.api.leasing import acquire, check_own_lease, leased_record, leased_records
+from thawbox.api.answers import Answer, Body, Injected, Pages, Patience, Reference, resource
+from thawbox.api.leasing import acquired, check_own_lease, leased_record, leased_records
 from thawbox.api.service import Service
 from thawbox.sandbox import Record
 from thawbox.shapes import Named
@@ -40,13 +39,9 @@ def router(service: Service, patiently: Patience) -> APIRouter:
     ):  # fmt: skip
         """Acquire a sandbox; it answers when the sandbox is the caller's and has been given what it was to be given."""
         begun = time.perf_counter()
-        pool = service.pool(claim.pool)
-        given = claim.opened()
-        lease = await patiently(
-            partial(acquire, service, pool, caller, timeout=claim.timeout, ttl=claim.ttl, **given)
+        pool, lease = await acquired(
+            service, patiently, request, caller, claim.pool, timeout=claim.timeout, ttl=claim.ttl, **claim.opened()
         )  # fmt: skip
-        if await is_gone(request):  # nobody is there to use it, or to give it back
-            pool.release(lease.id)
         passed = (time.perf_counter() - begun) * 1000
         sandbox: Named = {"id": lease.sandbox.id, "name": lease.sandbox.name}
         until = views.timestamp(lease.until)

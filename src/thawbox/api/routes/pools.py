@@ -6,7 +6,6 @@ A caller that waits for a clone must not keep one that releases out, so waiting 
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Request
@@ -14,8 +13,8 @@ from fastapi import APIRouter, Body, Query, Request
 from thawbox import shapes, views
 from thawbox.api import shown
 from thawbox.api.access import Admin, Reader, User
-from thawbox.api.answers import Answer, Carried, Pages, Patience, Reference, carry_out, is_gone, resource
-from thawbox.api.leasing import acquire, check_own_lease
+from thawbox.api.answers import Answer, Carried, Pages, Patience, Reference, carry_out, resource
+from thawbox.api.leasing import acquired, check_own_lease
 from thawbox.api.operations import PATIENCE, Progress
 from thawbox.api.service import Service
 from thawbox.pool import PoolSpec
@@ -84,10 +83,7 @@ def router(service: Service, patiently: Patience) -> APIRouter:
     ) -> Answer[shapes.Leased]:  # fmt: skip
         """Acquire: a running sandbox that nobody else has."""
         begun = time.perf_counter()
-        pool = service.pool(name)
-        lease = await patiently(partial(acquire, service, pool, caller, timeout=timeout, ttl=ttl))
-        if await is_gone(request):  # nobody is there to use it, or to give it back
-            pool.release(lease.id)
+        pool, lease = await acquired(service, patiently, request, caller, name, timeout=timeout, ttl=ttl)
         return Answer(views.leased(pool, lease, (time.perf_counter() - begun) * 1000), status_code=201)
 
     @routes.delete("/{name}/leases/{lease}", status_code=204)
