@@ -5,6 +5,7 @@ Randomness has a file of its own (test_clone_randomness.py).
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from certificates import Authority
 from guests import PACKAGES, SETUP, evaluate, interpreter, run
 from roads import on_both_roads
+from thawbox.errors import Unavailable
 from thawbox.host.init_client import ExecSession, Interrupted
 from thawbox.host.reach import run_within
 from thawbox.model import Mount, Net, Publish
@@ -343,6 +345,39 @@ def test_locks_pidfiles_own_paths_watches_and_timers_survive(node: Node) -> None
         run(one, "before = len(alarms)\nwhile len(alarms) < before + 3: time.sleep(0.001)", timeout=20)
     for one in (clones[0], restored):
         assert evaluate(one, "locks()") == ["held", "held"]
+
+
+@pytest.mark.parametrize("take", ["flock(file, fcntl.LOCK_EX)", "lockf(file, fcntl.LOCK_EX, 10, 5)"])
+def test_a_lock_on_a_shared_file_is_one_sandbox_s_and_who_would_wait_for_it_is_refused(
+    node: Node, tmp_path: Path, take: str
+) -> None:
+    (shared := tmp_path / "shared").mkdir()
+    refusal = r"process \d+ \(python3\), descriptor \d+: the lock on /mnt/lock"
+    setup = f"import fcntl\nfile = open('/mnt/lock', 'w')\nfcntl.{take}"
+    sandbox = interpreter(node, setup, mounts=(Mount(str(shared), "/mnt"),))
+    snapshot = sandbox.checkpoint()
+    with pytest.raises(Unavailable, match=refusal) as refused:
+        snapshot.clone()
+    assert "let go of it" in refused.value.remediation
+    sandbox.stop(timeout=0)
+    with pytest.raises(Unavailable, match=refusal):
+        snapshot.clones(2)
+    clone = snapshot.clone()
+    assert is_locked(shared / "lock", take)
+    with pytest.raises(Unavailable, match=refusal):
+        snapshot.restore()
+    clone.remove(force=True)
+    snapshot.restore()
+    assert is_locked(shared / "lock", take)
+
+
+def is_locked(path: Path, take: str) -> bool:
+    with path.open("r+") as file:
+        try:
+            getattr(fcntl, take.partition("(")[0])(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def test_output_goes_on_with_nothing_lost_and_nothing_twice_after_any_number_of_restores(node: Node) -> None:

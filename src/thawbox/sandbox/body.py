@@ -10,6 +10,7 @@ import msgspec
 from thawbox.errors import CorruptSnapshot
 from thawbox.host.clocks import Clocks
 from thawbox.host.databases import OpenDatabase
+from thawbox.host.file_locks import SharedLock
 from thawbox.host.rootfs import RootfsKind
 from thawbox.model import SandboxId, SnapshotId, Spec
 from thawbox.sandbox.journal import Record
@@ -19,12 +20,14 @@ from thawbox.sandbox.journal import Record
 class Moment:
     """The frozen moment: the sandbox's clocks, and which guests (names of sockets) must answer after a restore.
 
-    `databases` are those of SQLite, whose files will have another identity.
+    `databases` are those of SQLite, whose files will have another identity; `locks` those on files of mounts, which
+    others may hold when the tree wants them back.
     """
 
     clocks: Clocks
     guests: tuple[str, ...] = ()
     databases: tuple[OpenDatabase, ...] = ()
+    locks: tuple[SharedLock, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

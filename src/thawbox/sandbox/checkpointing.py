@@ -18,6 +18,7 @@ from thawbox.errors import CopyLost, DumpFailed, HookFailed, IntegrityError, Inv
 from thawbox.host.cgroup import Cgroup
 from thawbox.host.clocks import Clocks, clocks_of
 from thawbox.host.databases import OpenDatabase, find_databases
+from thawbox.host.file_locks import SharedLock, find_shared_locks
 from thawbox.host.files import locked, remove_tree
 from thawbox.host.proc import children, command_name, pid_inside, start_time
 from thawbox.lifecycle import Verb, next_phase
@@ -148,10 +149,12 @@ def _dump(
     captures: list[Capture] = []
     clocks: list[Clocks] = []
     databases: list[OpenDatabase] = []
+    locks: list[SharedLock] = []
 
     def while_stopped() -> None:
         clocks.append(clocks_of(record.keeper_pid))
         databases.extend(find_databases(cgroup.pids()))
+        locks.extend(find_shared_locks(cgroup.pids(), record.spec.mounts))
         captures.append(capture_frozen(context, record, ahead, late_directory(staging)))
         if wish.stop:
             cgroup.request_freeze()
@@ -181,7 +184,7 @@ def _dump(
                 frozen_ms=report.frozen_ms, pages_written=report.pages_written, freeze=report.freeze.value,
                 why_plain=report.why_plain,
             )  # fmt: skip
-    moment = Moment(clocks[0], names_in(record, attendance), tuple(databases))
+    moment = Moment(clocks[0], names_in(record, attendance), tuple(databases), tuple(locks))
     return Unfinished(
         record, wish, parent, moment, report, beneath=since.layers,
         marks=encode_marks(captures[0].marks), parent_is_full=is_full, dump_number=number,

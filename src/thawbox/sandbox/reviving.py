@@ -5,15 +5,18 @@ Rule: until the tree runs, the journal still tells what was before; a failure le
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from thawbox.engines import Place
-from thawbox.errors import RestoreFailed
+from thawbox.errors import RestoreFailed, Unavailable
 from thawbox.host.clocks import offsets_to_go_on
 from thawbox.host.databases import mend_identities
-from thawbox.host.files import remove_tree
+from thawbox.host.file_locks import SharedLock, is_held
+from thawbox.host.files import locked, private_directory, remove_tree
 from thawbox.host.namespaces import destroy_shell
 from thawbox.host.rootfs import Rootfs
 from thawbox.lifecycle import Verb, next_phase
@@ -82,7 +85,10 @@ def clocks_for(body: Body) -> str:
 def revive_tree(
     context: Context, record: Record, shell: Shell, body: Body, fetched: Fetched, *, eager: bool = False
 ) -> Record:
-    """Restore the tree into its shell; the record of what then runs. The caller takes the shell down on failure."""
+    """Restore the tree into its shell; the record of what then runs. The caller takes the shell down on failure.
+
+    Raises RestoreFailed, Unavailable where somebody else holds a lock that the tree would wait for.
+    """
     record = replace(record, keeper_pid=shell.keeper, keeper_started=shell.started)
     cgroup = context.cgroup(record.id)
     place = Place(shell.keeper, cgroup_procs=(*cgroup.keeper_procs, *cgroup.tree_procs))
@@ -92,7 +98,10 @@ def revive_tree(
         mend_identities(cgroup.pids(), databases)
 
     try:
-        with context.telemetry.step("engine.restore", sandbox=record.id):
+        with (
+            _locks_are_free(context, record, body.moment.locks if body.moment else ()),
+            context.telemetry.step("engine.restore", sandbox=record.id),
+        ):
             told = before_resume if databases else None
             context.engine.restore(place, fetched.images[-1], before_resume=told, eager=eager)
     except RestoreFailed as failed:
@@ -100,6 +109,24 @@ def revive_tree(
             raise _does_not_fit(record, failed) from failed
         raise
     return replace(record, phase=next_phase(Phase.CREATING, Verb.STARTED, who=record.name))
+
+
+@contextlib.contextmanager
+def _locks_are_free(context: Context, record: Record, locks: Sequence[SharedLock]) -> Generator[None]:
+    """Nobody holds what the tree had locked on files that it shares, and no other restore takes it in the block."""
+    if not locks:
+        yield
+        return
+    what = "the restore of locks on shared files"
+    lock = private_directory(context.home / "locks") / "shared-files"
+    with locked(lock, timeout=context.settings.lock_timeout, what=what):
+        held = [str(lock) for lock in locks if is_held(lock, record.spec.mounts)]
+        if held:
+            raise Unavailable(
+                f"{record.name} would wait for what somebody else holds: {'; '.join(held)}",
+                remediation="end who holds it, the original or another clone; or let go of it before the checkpoint",
+            )
+        yield
 
 
 _Done = TypeVar("_Done")
