@@ -502,3 +502,18 @@ def test_a_port_on_which_the_host_listens_is_not_taken_from_it(node: Node) -> No
         with pytest.raises(Unavailable, match=f"port 127.0.0.1:{port} cannot be published"):
             node.run(spec)
     assert node.sandboxes() == []
+
+
+def test_a_restore_takes_no_port_on_which_the_host_listens_by_now(node: Node, unchanged: Unchanged) -> None:
+    sandbox = node.run(Spec(SLEEP, net=Net.NAT, publish=(Publish(0, 80),)))
+    (publish,) = sandbox.spec.publish
+    snapshot = sandbox.checkpoint(stop=True)
+    with (
+        socket.create_server(("127.0.0.1", publish.host_port)),
+        unchanged(),
+        pytest.raises(Unavailable, match=f"port 127.0.0.1:{publish.host_port} cannot be published") as refused,
+    ):
+        snapshot.restore()
+    assert "make a clone" in refused.value.remediation
+    restored, _ = snapshot.restore()
+    assert restored.spec.publish == (publish,)

@@ -172,14 +172,14 @@ def choose_port(host_address: str, *, taken: Collection[int] = ()) -> int:
     raise Unavailable(f"no free port on {host_address}", remediation="publish fewer ports")
 
 
-def check_port(publish: Publish) -> None:
-    """Raise Unavailable when a program of the host listens where a port is to be published."""
+def check_port(publish: Publish, *, remedy: str = "publish another port, or 0 to have one chosen") -> None:
+    """Raise Unavailable, with the remedy, when a program of the host listens where a port is to be published."""
     try:
         _bind(publish.host_address, publish.host_port)
     except OSError as refused:
         raise Unavailable(
             f"port {publish.host_address}:{publish.host_port} cannot be published: {refused.strerror}",
-            remediation="publish another port, or 0 to have one chosen",
+            remediation=remedy,
         ) from refused
 
 

@@ -9,6 +9,7 @@ from functools import partial
 
 from thawbox.errors import SandboxNotFound
 from thawbox.host.files import remove_tree
+from thawbox.host.network import check_port
 from thawbox.lifecycle import Verb, next_phase
 from thawbox.model import Phase, SnapshotId, checked_name
 from thawbox.sandbox.body import Body, read_body
@@ -31,6 +32,8 @@ from thawbox.sandbox.reviving import (
 from thawbox.sandbox.shells import generation_directory, raise_shell
 from thawbox.store import Fetched
 
+_FREE_THE_PORT = "end what listens there, or make a clone, which publishes no ports"
+
 
 def restore(
     context: Context, snapshot: SnapshotId, *, injection: Injection = NOTHING, eager: bool = False,
@@ -40,8 +43,9 @@ def restore(
 
     With `eager` its memory is read from the files, though it may be held ready. With `placeholder` (a pid) it comes
     back in that pod's namespaces and under that pod's limits, in the name of `owner`.
-    Raises InvalidTransition while it still runs, Incompatible, IntegrityError, RestoreFailed, HookFailed, StartFailed
-    when it is not ready in time; then nothing changed.
+    Raises InvalidTransition while it still runs, Unavailable (a port, a lock, an address that somebody else has),
+    Incompatible, IntegrityError, RestoreFailed, HookFailed, StartFailed when it is not ready in time; then nothing
+    changed.
     """
     begun = time.perf_counter()
     with (
@@ -68,6 +72,8 @@ def _restore(
             phase=next_phase(base.phase, Verb.RESTORE, who=base.name), generation=base.generation + 1,
             ended_at=None, ended_why="", placeholder=placeholder, owner=owner or base.owner,
         )  # fmt: skip
+        for publish in planned.spec.publish:
+            check_port(publish, remedy=_FREE_THE_PORT)
         with ExitStack() as undo:
             if before is None:
                 context.journal.add(planned)
