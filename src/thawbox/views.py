@@ -243,7 +243,7 @@ def template_whole(template: Template) -> shapes.Template:
 def pool_now(spec: PoolSpec, pool: Pool | None) -> shapes.Pool:
     """A pool as it is said to be, and, where it is open, as it is."""
     now: dict[str, object] = asdict(pool.statistics()) if pool is not None else dict.fromkeys(_OF_A_CLOSED_POOL, 0)
-    return cast("shapes.Pool", {**asdict(spec), "open": pool is not None, **now})
+    return cast("shapes.Pool", {**asdict(spec), "open": pool is not None and not pool.has_failed, **now})
 
 
 def leased(pool: Pool, lease: Lease, acquire_ms: float) -> shapes.Leased:

@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from cli_process import Cli
+from full_disk import full_disk
 from service import wait_for
 from serving import PATIENCE, SLEEP, Listener, Serving, Told, made, sse
 from thawbox.api.book import Book
@@ -132,6 +133,17 @@ def test_a_sandbox_that_was_dead_when_it_was_first_seen_is_lost(node: Node, watc
         assert time.monotonic() < deadline
         time.sleep(0.01)
     node.context.journal.remove(record.id)
+
+
+def test_a_death_on_a_full_disk_is_told_when_there_is_room(node: Node, watched: tuple[Watch, Events]) -> None:
+    watch, events = watched
+    with node.run(Spec(("sleep", "1000"))) as sandbox:
+        watch.look()
+        with full_disk(node) as refusals:
+            os.kill(sandbox.record.keeper_pid, 9)
+            wait_for(lambda: refusals.count > 1, "the watch tries again")
+        wait_for(lambda: "sandbox.lost" in [event.kind for event in events.after(0)], "it is told")
+        watch.check()
 
 
 def test_a_listener_that_comes_and_goes_hears_each_event_once(root: httpx.Client, serving: Serving) -> None:

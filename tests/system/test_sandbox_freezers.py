@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from full_disk import full_disk
 from thawbox.config import Settings
 from thawbox.host.cgroup_layout import Layout, detect_layout
 from thawbox.model import Phase, Spec
@@ -30,11 +31,16 @@ def seats() -> list[tuple[str, Layout]]:
 
 
 @pytest.fixture(params=seats(), ids=lambda seat: seat[0])
-def counting(request: pytest.FixtureRequest, home: Path) -> Iterator[Sandbox]:
+def counting_node(request: pytest.FixtureRequest, home: Path) -> Iterator[Node]:
     with Node(Settings(home=home), layout=request.param[1]) as node:
-        with node.run(Spec(("python3", "-c", COUNTER), ready="log:3\n")) as sandbox:
-            yield sandbox
+        yield node
         node.tidy()
+
+
+@pytest.fixture
+def counting(counting_node: Node) -> Iterator[Sandbox]:
+    with counting_node.run(Spec(("python3", "-c", COUNTER), ready="log:3\n")) as sandbox:
+        yield sandbox
 
 
 def printed(sandbox: Sandbox) -> int:
@@ -55,6 +61,18 @@ def test_a_frozen_sandbox_stands_still_and_goes_on_after_the_thaw(counting: Sand
     assert printed(counting) == before
     counting.thaw()
     wait_for_more(counting, before)
+
+
+def test_what_cannot_be_written_down_is_not_so(counting_node: Node, counting: Sandbox) -> None:
+    with full_disk(counting_node), pytest.raises(OSError, match="No space"):
+        counting.freeze()
+    assert counting.state is Phase.RUNNING
+    wait_for_more(counting, printed(counting))
+    counting.freeze()
+    with full_disk(counting_node), pytest.raises(OSError, match="No space"):
+        counting.thaw()
+    assert counting.state is Phase.FROZEN
+    assert counting_node.context.cgroup(counting.id).is_frozen()
 
 
 def test_a_frozen_sandbox_is_checkpointed_and_stays_frozen(counting: Sandbox) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from full_disk import full_disk
 from hearing import Heard
 from thawbox.errors import InvalidRequest, LockTimeout, ThawboxError
 from thawbox.host.proc import children, command_name
@@ -481,6 +482,29 @@ def test_before_a_drain_is_checkpointed_what_asks_for_it(
     os.kill(main_program(mortal), signal.SIGKILL)
     heard.until("recover.complete")
     assert ask(mortal) == kept
+
+
+def test_a_full_disk_ends_no_supervision(
+    node: Node, mortal: Sandbox, ask: Ask, supervisor: Supervisor, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thawbox.supervisor.jobs.DISK_SECONDS", 0.05)
+    supervisor.supervise(mortal, PATIENT)
+    heard.until("supervise.watching")
+    kept = ask(mortal)
+    with full_disk(node) as refusals:
+        os.kill(main_program(mortal), signal.SIGKILL)
+        while refusals.count < 3:
+            heard.until("recover.failed")
+    heard.until("recover.complete")
+    assert ask(mortal) == kept
+    heard.until("supervise.watching")
+    for snapshot in node.snapshots():
+        damage(node, snapshot)
+    with full_disk(node):
+        os.kill(main_program(mortal), signal.SIGKILL)
+        heard.until("recover.failed")
+    heard.until("recover.gave_up")
+    supervisor.close()
 
 
 def test_a_node_has_one_supervisor_at_a_time(node: Node, supervisor: Supervisor) -> None:

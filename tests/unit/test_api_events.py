@@ -38,3 +38,23 @@ def test_a_listener_hears_a_heartbeat_while_only_what_he_does_not_want_happens(
         finally:
             is_over.set()
             others.join()
+
+
+def test_what_a_full_disk_refuses_is_told_in_its_order_when_there_is_room_again(tmp_path: Path) -> None:
+    heard: list[object] = []
+    with contextlib.closing(Book(tmp_path)) as book:
+        events = Events(book)
+        events.on_event(lambda kind, told: heard.append((kind, told["id"])))
+        events.emit("one")
+        ((pages,),) = book.rows("PRAGMA page_count")
+        book.rows(f"PRAGMA max_page_count = {pages}")
+        events.emit("large", None, filling="x" * 100_000)
+        events.emit("two")
+        assert heard == [("one", 1)]
+        assert events.last == 1
+        book.rows("PRAGMA max_page_count = 100000")
+        events.go_on()
+        assert heard == [("one", 1), ("large", 2), ("two", 3)]
+        assert [(event.id, event.kind) for event in events.after(0)] == [
+            (1, "one"), (2, "large"), (3, "two")
+        ]  # fmt: skip

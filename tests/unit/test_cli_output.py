@@ -70,6 +70,7 @@ def test_with_json_an_error_is_one_object_on_stderr(capsys: pytest.CaptureFixtur
         (TimeoutError("nobody answered"), "host.other", exit_status.HOST),
         (subprocess.TimeoutExpired(["/usr/bin/nft"], 5), "unavailable.program", 106),
         (click.UsageError("no such option"), "invalid.usage", exit_status.USAGE),
+        (sqlite3.DatabaseError("malformed"), "host.records", exit_status.HOST),
         (RuntimeError("oops"), "defect", exit_status.DEFECT),
     ],
 )
@@ -78,13 +79,3 @@ def test_what_is_not_ours_has_a_code_a_cause_and_a_remedy_too(error: Exception, 
     assert (failure.code, failure.status) == (code, status)
     assert failure.cause
     assert failure.remediation
-
-
-def test_a_full_disk_is_told_as_one_when_sqlite_noticed_it() -> None:
-    with sqlite3.connect(":memory:") as db:
-        db.execute("PRAGMA max_page_count = 2")
-        with pytest.raises(sqlite3.OperationalError) as caught:
-            db.execute("CREATE TABLE t (x)").execute("INSERT INTO t VALUES (zeroblob(100000))")
-    db.close()
-    failure = failures.failure_of(caught.value)
-    assert (failure.code, failure.status) == ("host.enospc", exit_status.HOST)

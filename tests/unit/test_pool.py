@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -48,6 +49,10 @@ def wait_for(pool: Pool, condition: Callable[[], bool]) -> None:
     """Wait until the condition holds: the tender tells after every change."""
     with pool._lock:
         assert pool._lock.wait_for(condition, SOON), pool.statistics()
+
+
+def raise_no_space(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_warm_pool_gives_what_is_parked_and_refills(open_pool: OpenPool) -> None:
@@ -167,6 +172,49 @@ def test_restores_that_fail_are_tried_again_and_the_caller_learns_why(
     assert pool.statistics().totals.failed >= 1
 
 
+def test_a_disk_that_is_full_for_a_while_ends_nothing(
+    open_pool: OpenPool, parking: FakeParking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what a restore left then, nor what could not be destroyed, is left for good."""
+    is_full = True
+
+    def refuse_if_full(*_: object) -> None:
+        if is_full:
+            raise_no_space()
+
+    def whole(name: str) -> None:
+        act = getattr(parking, name)
+        monkeypatch.setattr(parking, name, lambda *given: (refuse_if_full(), act(*given))[1])
+
+    pool = warm(open_pool(2, 2, 4, inspect_every=0.01))
+    lease = pool.acquire(timeout=SOON)
+    for name in ("digest", "destroy", "is_removed", "inherited"):
+        whole(name)
+    half_made = replace(parking.records[lease.sandbox.id], id=SandboxId("sb-half"), lease="")
+    parking.records[half_made.id] = half_made
+    parking.refuse = refuse_if_full  # type: ignore[assignment]
+    parking.kill(next(clone.id for clone in pool._ledger.parked()))
+    wait_for(pool, lambda: pool.statistics().totals.failed > 1)
+    is_full = False
+    lease.release()
+    wait_for(pool, lambda: len(parking.records) == pool.statistics().parked == 2)
+    assert half_made.id not in parking.records
+    pool.check()
+
+
+def test_a_lease_that_could_not_be_written_down_costs_no_clone(
+    open_pool: OpenPool, parking: FakeParking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = warm(open_pool(1, 1, 1))
+    with monkeypatch.context() as full:
+        full.setattr(parking, "hand_over", raise_no_space)
+        with pytest.raises(OSError, match="No space"):
+            pool.acquire(timeout=0)
+    (parked,) = parking.records
+    with pool.acquire(timeout=0) as sandbox:
+        assert sandbox.id == parked
+
+
 def test_a_new_template_replaces_parked_clones_and_no_old_one_is_handed_out_after(
     open_pool: OpenPool, parking: FakeParking
 ) -> None:
@@ -250,6 +298,8 @@ def test_an_error_that_nobody_foresaw_reaches_every_caller(open_pool: OpenPool, 
         pool.acquire(timeout=SOON)
     with pytest.raises(ZeroDivisionError):
         pool.acquire(timeout=SOON)
+    assert pool.has_failed
+    assert "a defect" in pool.statistics().last_failure
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

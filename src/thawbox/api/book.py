@@ -14,6 +14,8 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from thawbox.host.sqlite import disk_errors, transaction
+
 BOOK = "service.db"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS tokens (id TEXT PRIMARY KEY, content TEXT NOT NULL) STRICT;
@@ -36,11 +38,13 @@ class Book:
     def __init__(self, home: Path) -> None:
         path = home / BOOK
         path.touch(mode=0o600)
+        self._path = path
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
-        self._db.executescript(_SCHEMA)
+        with disk_errors(path):
+            self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.executescript(_SCHEMA)
 
     def close(self) -> None:
         with self._lock:
@@ -48,17 +52,11 @@ class Book:
 
     @contextlib.contextmanager
     def change(self) -> Generator[sqlite3.Connection]:
-        """One transaction; nobody else changes or reads meanwhile."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+        """One transaction; nobody else changes or reads meanwhile. Raises OSError for what the disk refuses."""
+        with self._lock, disk_errors(self._path), transaction(self._db):
+            yield self._db
 
     def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         """What a query finds."""
-        with self._lock:
+        with self._lock, disk_errors(self._path):
             return self._db.execute(query, values).fetchall()

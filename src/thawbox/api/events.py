@@ -1,6 +1,7 @@
 """What happened, as a numbered stream: kept in a ring, so that whoever was away goes on where he was.
 
-Rule 1: an event is in the book before anybody hears of it, so a number never means two events.
+Rule 1: an event is in the book before anybody hears of it, so a number never means two events. One that the disk has
+no room for waits in memory: whoever does something is not told that it failed because it could not be told of.
 Rule 2: a listener holds only its place. One that is slow, or gone, costs nobody anything.
 """
 
@@ -15,8 +16,10 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
+import structlog
 
 from thawbox.api.book import Book
+from thawbox.errors import LockTimeout
 from thawbox.views import timestamp
 
 RING = 10_000
@@ -25,6 +28,7 @@ _RECENT = 500
 """Of these, kept in memory: what listeners who are there ask for."""
 _SWEEP_EVERY = 500
 HEARTBEAT_SECONDS = 15.0
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,8 @@ class Events:
         self._now = now
         self._lock = threading.Lock()
         self._recent: deque[Event] = deque(maxlen=_RECENT)
+        self._waiting: deque[tuple[str, dict[str, object]]] = deque(maxlen=RING)
+        """What the disk has refused, oldest first."""
         self._heard: list[Callable[[str, Mapping[str, object]], None]] = []
         self.bell = Bell()
         self._last = int(book.rows("SELECT COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'events'), 0)")[0][0])
@@ -79,18 +85,41 @@ class Events:
     def emit(self, kind: str, subject: Mapping[str, object] | None = None, **details: object) -> None:
         """Write one event down and tell everybody who listens. `subject` is `{type, id, name}`."""
         told: dict[str, object] = {"id": 0, "at": timestamp(self._now()), "kind": kind, "subject": subject, **details}
+        self._write_down((kind, told))
+
+    def go_on(self) -> None:
+        """Try again what the disk has refused, if anything."""
+        if self._waiting:
+            self._write_down()
+
+    def _write_down(self, *new: tuple[str, dict[str, object]]) -> None:
         with self._lock:
-            number = told["id"] = self._last + 1
-            content = msgspec.json.encode(told).decode()
-            with self._book.change() as sql:
-                sql.execute("INSERT INTO events (id, content) VALUES (?, ?)", (number, content))
-                if number % _SWEEP_EVERY == 0:
-                    sql.execute("DELETE FROM events WHERE id <= ?", (number - RING,))
-            self._last = number
-            self._recent.append(Event(number, kind, content))
+            written = (*self._waiting, *new)
+            events: list[Event] = []
+            for number, (kind, told) in enumerate(written, self._last + 1):
+                told["id"] = number
+                events.append(Event(number, kind, msgspec.json.encode(told).decode()))
+            try:
+                self._keep(events)
+            except (OSError, LockTimeout) as error:
+                if not self._waiting:
+                    _log.error("events.wait", error=repr(error))
+                self._waiting.extend(new)
+                return
+            self._waiting.clear()
+            self._last += len(events)
+            self._recent.extend(events)
         self.bell.ring()
-        for hear in self._heard:
-            hear(kind, told)
+        for kind, told in written:
+            for hear in self._heard:
+                hear(kind, told)
+
+    def _keep(self, events: Iterable[Event]) -> None:
+        with self._book.change() as sql:
+            for event in events:
+                sql.execute("INSERT INTO events (id, content) VALUES (?, ?)", (event.id, event.content))
+                if event.id % _SWEEP_EVERY == 0:
+                    sql.execute("DELETE FROM events WHERE id <= ?", (event.id - RING,))
 
     def on_event(self, hear: Callable[[str, Mapping[str, object]], None]) -> None:
         """Have `hear` called with every event's kind and fields, in whatever thread it happens; it must not raise."""

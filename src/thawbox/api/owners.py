@@ -15,7 +15,7 @@ from typing import Any
 
 from thawbox.api.book import Book
 from thawbox.api.tokens import NO_LIMITS, Caller, Scope
-from thawbox.errors import Forbidden, InvalidSpec, LimitReached, SnapshotNotFound
+from thawbox.errors import Forbidden, InvalidSpec, LimitReached, LockTimeout, SnapshotNotFound
 from thawbox.lifecycle import ALIVE
 from thawbox.model import SnapshotId
 from thawbox.sandbox import Context
@@ -51,7 +51,7 @@ class Owners:
         """What is gone is nobody's: one of the node's events."""
         gone = told["subject"] if kind in _GONE else told["sandbox"] if kind == "pool.released" else None
         if gone is not None:
-            with contextlib.suppress(sqlite3.Error):  # told all the same; the next start forgets it
+            with contextlib.suppress(OSError, LockTimeout, sqlite3.Error):  # the next start forgets it
                 self._forget(gone["id"])
 
     def forget_gone(self) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Generator
@@ -25,7 +26,7 @@ from thawbox.api.owners import Owners
 from thawbox.api.tokens import Caller, Tokens
 from thawbox.api.watch import Watch, subject
 from thawbox.audit import Audit
-from thawbox.errors import Busy, SandboxNotFound
+from thawbox.errors import Busy, LockTimeout, SandboxNotFound
 from thawbox.model import Restart, SandboxId
 from thawbox.node import Node
 from thawbox.pool import Pool, PoolSpec
@@ -150,7 +151,8 @@ class Service:
         self.observing.telemetry.happened(event.what, sandbox=event.sandbox, **figures)
         kind = _RECOVERIES.get(event.what)
         if kind is not None:
-            self.watch.look_at(event.sandbox)
+            with contextlib.suppress(OSError, LockTimeout):  # our own disk: the watch's next look tells
+                self.watch.look_at(event.sandbox)
             self.events.emit(kind, subject("sandbox", event.sandbox, event.name), **event.details)
 
     # --- sandboxes and snapshots -----------------------------------------------------------------------------------

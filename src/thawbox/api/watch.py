@@ -74,6 +74,7 @@ class Watch:
         """Sandboxes whose lease was given back, while their pool destroys them."""
         self._seen: object = None
         self._ending = False
+        self._is_held_up = False
         self.levels: Callable[[], dict[str, dict[str, object]]] = dict
         """How full each pool is; a change of it is told at the next look."""
         self._levels: dict[str, dict[str, object]] = {}
@@ -153,20 +154,31 @@ class Watch:
                         self._notice_death(fd)
                     elif fd == self._wake:
                         os.eventfd_read(fd)
-                self._settle_dead()
-                now = time.monotonic()
-                if now >= self._look_at:
-                    self._look_at = now + LOOK_SECONDS
-                    self._look_again()
+                self._go_round()
         except Exception as error:  # noqa: BLE001 - raised by `check`
             _log.error("watch.failed", error=repr(error), exc_info=error)
             self.failure = error
 
+    def _go_round(self) -> None:
+        """Settle, and look if it is time; what the disk refuses, as when it is full, is done in a later round."""
+        try:
+            self._settle_dead()
+            now = time.monotonic()
+            if now >= self._look_at:
+                self._look_at = now + LOOK_SECONDS
+                self._events.go_on()
+                self._look_again()
+                self._is_held_up = False
+        except (OSError, LockTimeout) as error:
+            if not self._is_held_up:
+                _log.error("watch.waits", error=repr(error))
+            self._is_held_up = True
+
     def _look_again(self) -> None:
         seen = self._version()
         if seen != self._seen:
-            self._seen = seen
             self.look()
+            self._seen = seen
         levels = self.levels()
         for name, level in levels.items():
             if self._levels.get(name, level) != level:
@@ -191,11 +203,11 @@ class Watch:
         """Bring the journal up to date; one that a command is working on is left for the next round."""
         for sandbox in list(self._dead):
             with contextlib.suppress(LockTimeout), locked(self._context.lock(sandbox), timeout=0):
-                self._dead.discard(sandbox)
                 try:
                     observe(self._context, self._context.journal.find(sandbox))
                 except SandboxNotFound:
                     self._context.remove_locks(sandbox)  # taking them has made them anew
+                self._dead.discard(sandbox)
                 self.look_at(sandbox)
 
     # --- comparing -------------------------------------------------------------------------------------------------
@@ -227,8 +239,8 @@ class Watch:
             return
         if before is None and self._acquiring[now.pool or ""] and not acquired and not is_first:
             return  # whoever acquires tells of it
-        self._sandboxes[sandbox] = now
         self._watch_life(record)
+        self._sandboxes[sandbox] = now
         if not is_first:
             self._tell(sandbox, before, now, record, acquired)
 

@@ -58,7 +58,8 @@ def failure_of(error: BaseException) -> Failure:
         remedy = f"`{context.command_path} --help` shows how" if context is not None else "`thawbox --help` shows how"
         return Failure(exit_status.USAGE, "invalid.usage", error.format_message().rstrip("."), remedy)
     if isinstance(error, sqlite3.Error):
-        return _of_sqlite(error)
+        cause = f"the node's records could not be read or written: {error}"
+        return Failure(exit_status.HOST, "host.records", cause, "the files below THAWBOX_HOME may be damaged")
     if isinstance(error, OSError):
         return _of_system(error.errno or 0, os.strerror(error.errno) if error.errno else str(error), error.filename)
     if isinstance(error, subprocess.TimeoutExpired):
@@ -71,19 +72,6 @@ def _of_system(number: int, words: str, path: object) -> Failure:
     name = errno.errorcode.get(number, "other").lower()
     where = f": {path}" if path is not None else ""
     return Failure(exit_status.HOST, f"host.{name}", words + where, _REMEDIES.get(number, "run `thawbox doctor`"))
-
-
-def _of_sqlite(error: sqlite3.Error) -> Failure:
-    extended = getattr(error, "sqlite_errorcode", 0)
-    number = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_READONLY: errno.EROFS, sqlite3.SQLITE_IOERR: errno.EIO}
-    code = number.get(extended & 0xFF, 0)
-    if extended == sqlite3.SQLITE_IOERR_SHMSIZE:  # the index beside the log could not grow
-        code = errno.ENOSPC
-    words = f"the node's records could not be read or written: {os.strerror(code) if code else error}"
-    if code:
-        return _of_system(code, words, None)
-    remedy = "wait for other commands to end and retry; if it stays, the files below THAWBOX_HOME are damaged"
-    return Failure(exit_status.HOST, "host.records", words, remedy)
 
 
 def tell(errors: Sequence[BaseException], *, as_json: bool, verbose: bool) -> int:

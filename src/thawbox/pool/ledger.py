@@ -95,6 +95,8 @@ class Ledger:
         self.totals = Totals()
         self.last_failure = ""
         self.failure: Exception | None = None
+        self.may_have_remains = False
+        """Whether a restore failed since the pool's clones were last looked for: nothing is restored till then."""
         self._parallel = parallel
         self._rng = rng
         self._parked: dict[SandboxId, Parked] = {}
@@ -209,6 +211,7 @@ class Ledger:
         self._restoring -= 1
         self.totals = replace(self.totals, failed=self.totals.failed + 1)
         self.last_failure = why
+        self.may_have_remains = True
         self._failures += 1
         self._retry_at = now + backoff(self._failures, self._rng)
 
@@ -217,6 +220,7 @@ class Ledger:
         self._restoring -= 1
         self.totals = replace(self.totals, died=self.totals.died + 1)
         self.last_failure = why
+        self.may_have_remains = True
 
     def lost(self, lease: str) -> None:
         """The clone of this lease could not be handed over."""
@@ -248,6 +252,14 @@ class Ledger:
         """A clone could not be destroyed: it counts as owned, and is tried again."""
         self.last_failure = why
         self._to_end.append((now + backoff(3, self._rng), clone))
+
+    def end_unknown(self, found: Iterable[Parked]) -> None:
+        """Have destroyed which of these clones of the pool it does not know; none is being restored."""
+        self.may_have_remains = False
+        known = {clone.id for clone in (*self.parked(), *self.leased(), *self.ending())}
+        for clone in found:
+            if clone.id not in known:
+                self._end(clone)
 
     # --- what the tender asks ---------------------------------------------------------------------------------
 
@@ -294,6 +306,7 @@ class Ledger:
     def fail(self, error: Exception) -> None:
         """The same, for an error that nobody foresaw: every later call raises it."""
         self.failure = self.failure or error
+        self.last_failure = f"the pool failed, and is closed: {error!r}"
         self._closed = self.failure
         self._refuse_waiters(self.failure)
 
@@ -385,7 +398,7 @@ class Ledger:
             return 0
         orders = plan(
             self.counts(), self.marks, target=self.target(now=now), parallel=self._parallel,
-            may_restore=self.digest is not None and now >= self._retry_at, room=room,
+            may_restore=self.digest is not None and now >= self._retry_at and not self.may_have_remains, room=room,
         )  # fmt: skip
         stale = [clone for clone in self.parked() if clone.digest != self.digest]
         fresh = [clone for clone in self.parked() if clone.digest == self.digest]

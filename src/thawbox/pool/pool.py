@@ -243,6 +243,11 @@ class Pool:
         with self._lock:
             self._raise_failure()
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether an error that nobody foresaw has ended the tending."""
+        return self._ledger.failure is not None
+
     def statistics(self) -> Statistics:
         """What the pool has and did, at this moment."""
         with self._lock:
@@ -280,6 +285,11 @@ class Pool:
         """The thawed sandbox; None if it did not survive being parked. The tender is woken when the caller has it."""
         try:
             sandbox = self._parking.hand_over(clone, lease=lease, until=until)
+        except OSError:  # our own disk: the lease could not be written down, and the clone is as it was
+            with self._lock:
+                self._ledger.put_back(lease)
+            self._wake()
+            raise
         except BaseException as error:
             with self._lock:
                 self._ledger.lost(lease)
@@ -298,7 +308,8 @@ class Pool:
         inspected = self._clock()
         try:
             while not self._closing and self._ledger.failure is None:
-                digest = self._digest()
+                digest = self._digest_now()
+                self._look_for_remains()
                 with self._lock:
                     each = self._ledger.bytes_of_a_clone()
                 room = self._parking.room(each) if each else None
@@ -353,9 +364,29 @@ class Pool:
                 with self._lock:
                     self._ledger.died(clone)  # or was acquired meanwhile: then nothing happens
         for clone in leased:
-            if self._parking.is_removed(clone):
-                with self._lock:
-                    self._ledger.removed(clone)
+            with contextlib.suppress(OSError):  # our own disk: the next look tells
+                if self._parking.is_removed(clone):
+                    with self._lock:
+                        self._ledger.removed(clone)
+
+    def _digest_now(self) -> SnapshotId | None:
+        """The same, or what it was where our own disk does not say."""
+        try:
+            return self._digest()
+        except OSError:
+            return self._ledger.digest
+
+    def _look_for_remains(self) -> None:
+        """Have destroyed what a failed restore has left, as when a full disk let nothing be removed either."""
+        with self._lock:
+            if not self._ledger.may_have_remains or self._ledger.counts().restoring:
+                return  # while one is under way the journal has clones that the ledger does not know yet
+        try:
+            found = self._parking.inherited()
+        except OSError:
+            return  # a later round looks
+        with self._lock:
+            self._ledger.end_unknown((*found.parked, *found.leased, *found.rest))
 
     def _digest(self) -> SnapshotId | None:
         try:

@@ -141,15 +141,15 @@ class Sandbox:
             if after is record.phase:
                 return
             with checkpointing.without_connections(self._context, record):
-                self._context.cgroup(self.id).freeze()
-                self._update(replace(record, phase=after))
+                cgroup = self._context.cgroup(self.id)
+                self._turn(replace(record, phase=after), by=cgroup.freeze, back=cgroup.thaw)
 
     def thaw(self) -> None:
         """Let every task run again."""
         with self._step("thaw"), self._change() as record:
             after = next_phase(record.phase, Verb.THAW, who=record.name)
-            self._context.cgroup(self.id).thaw()
-            self._update(replace(record, phase=after))
+            cgroup = self._context.cgroup(self.id)
+            self._turn(replace(record, phase=after), by=cgroup.thaw, back=cgroup.freeze)
 
     def stop(self, *, timeout: float | None = None) -> None:
         """End the main program by SIGTERM, after `timeout` seconds (default: the setting) by SIGKILL."""
@@ -279,6 +279,18 @@ class Sandbox:
 
     def _step(self, what: str) -> Step:
         return self._context.telemetry.step(what, sandbox=self.id)
+
+    def _turn(self, record: Record, *, by: Callable[[], None], back: Callable[[], None]) -> None:
+        """Do something and write down what is so then; where that cannot be written, it is so no longer.
+
+        A frozen tree that counts as running looks to a supervisor like one that hangs.
+        """
+        by()
+        try:
+            self._update(record)
+        except BaseException:
+            back()
+            raise
 
     def _update(self, record: Record) -> None:
         self._context.journal.update(record)

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import msgspec
 
-from thawbox.errors import InvalidRequest, NotFound, SandboxNotFound, Unavailable
+from thawbox.errors import InvalidRequest, LockTimeout, NotFound, SandboxNotFound, Unavailable
 from thawbox.host.rootfs import RootfsKind
+from thawbox.host.sqlite import disk_errors, transaction
 from thawbox.model import Phase, SandboxId, SnapshotId, Spec
 
 _SCHEMA = """
@@ -75,10 +76,19 @@ class Record:
 
 
 class Journal:
-    """Records of the sandboxes of one node. Safe to use from several threads and processes."""
+    """Records of the sandboxes of one node. Safe to use from several threads and processes.
+
+    What the disk refuses is raised as an OSError by every method, and changes nothing.
+    """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._lock = threading.Lock()
+        with disk_errors(path):
+            self._open(path)
+        self._writes = 0
+
+    def _open(self, path: Path) -> None:
         self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode=WAL")
         # A killed process loses nothing; after a power cut, when no sandbox runs any more, the last moments may be
@@ -91,7 +101,6 @@ class Journal:
         self._log_lock = threading.Lock()
         self._log_db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         self._log_db.execute("SELECT 1 FROM sandboxes LIMIT 1").fetchall()  # opens the log too
-        self._writes = 0
 
     def close(self) -> None:
         self._log_db.close()
@@ -130,7 +139,7 @@ class Journal:
 
     def find(self, reference: str) -> Record:
         """The record with this name, id, or unambiguous beginning of an id; raises SandboxNotFound."""
-        with self._lock:
+        with self._reading():
             rows = self._db.execute(
                 "SELECT record FROM sandboxes WHERE name = ?1 OR id = ?1 LIMIT 1", (reference,)
             ).fetchall() or (
@@ -150,13 +159,13 @@ class Journal:
 
     def all(self) -> list[Record]:
         """Every record, oldest first."""
-        with self._lock:
+        with self._reading():
             rows = self._db.execute("SELECT record FROM sandboxes").fetchall()
         return sorted((msgspec.json.decode(row[0], type=Record) for row in rows), key=lambda record: record.created_at)
 
     def version(self) -> tuple[int, int]:
         """Differs from what it was whenever anybody, here or in another process, changed the journal meanwhile."""
-        with self._lock:
+        with self._reading():
             ((elsewhere,),) = self._db.execute("PRAGMA data_version").fetchall()
             return elsewhere, self._db.total_changes
 
@@ -179,7 +188,7 @@ class Journal:
 
     def entry(self, kind: str, name: str) -> bytes:
         """What is kept under this kind and name; raises NotFound."""
-        with self._lock:
+        with self._reading():
             rows = self._db.execute("SELECT content FROM entries WHERE kind = ? AND name = ?", (kind, name)).fetchall()
         if not rows:
             raise NotFound(f"there is no {kind} {name[:80]!r} on this node", remediation=f"see `thawbox {kind} ls`")
@@ -187,7 +196,7 @@ class Journal:
 
     def entries(self, kind: str) -> dict[str, bytes]:
         """Everything of this kind, by name, sorted."""
-        with self._lock:
+        with self._reading():
             rows = self._db.execute("SELECT name, content FROM entries WHERE kind = ? ORDER BY name", (kind,))
             return {str(name): bytes(content) for name, content in rows}
 
@@ -204,24 +213,27 @@ class Journal:
             ) from None
 
     def _shorten_log(self) -> None:
-        """Move the log into the database, by a connection of its own: readers and writers go on meanwhile."""
+        """Move the log into the database, by a connection of its own: readers and writers go on meanwhile.
+
+        Where that fails, the log is as good: it is tried again some changes later.
+        """
         self._writes = 0
-        with self._log_lock:
+        with contextlib.suppress(OSError, LockTimeout), self._log_lock, disk_errors(self._path):
             self._log_db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     @contextlib.contextmanager
+    def _reading(self) -> Generator[None]:
+        with self._lock, disk_errors(self._path):
+            yield
+
+    @contextlib.contextmanager
     def _transaction(self, *, durable: bool = False) -> Generator[None]:
-        with self._lock:
+        with self._lock, disk_errors(self._path):
             if durable:
                 self._db.execute("PRAGMA synchronous=FULL")
             try:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
+                with transaction(self._db):
                     yield
-                except BaseException:
-                    self._db.execute("ROLLBACK")
-                    raise
-                self._db.execute("COMMIT")
                 self._writes += 1
             finally:
                 if durable:

@@ -87,7 +87,7 @@ class Parking(Protocol):
         ...
 
     def inherited(self) -> Inherited:
-        """What an earlier life of the node left of this pool; ask before anything of the pool is under way."""
+        """What the journal has of this pool; ask while none of its clones is being made."""
         ...
 
     def recheck(self, parked: Parked) -> Parked:

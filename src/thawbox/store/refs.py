@@ -8,14 +8,14 @@ speak of no snapshot are invisible and swept when the store is next opened.
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import sqlite3
 import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from thawbox.errors import LockTimeout
+from thawbox.host.sqlite import disk_errors, transaction
 from thawbox.model import SnapshotId
 
 _SCHEMA = """
@@ -48,28 +48,19 @@ class Outcome:
     error: str = ""
 
 
-def _raise_as_disk_error(error: sqlite3.OperationalError) -> None:
-    """Raise what our own disk said as the OSError it is; anything else is left to the caller."""
-    meant = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO, sqlite3.SQLITE_READONLY: errno.EROFS}
-    code = meant.get(error.sqlite_errorcode & 0xFF)
-    if error.sqlite_errorcode == sqlite3.SQLITE_IOERR_SHMSIZE:  # the index beside the log could not grow
-        code = errno.ENOSPC
-    if code is not None:
-        raise OSError(code, os.strerror(code), "refs.sqlite") from error
-
-
 class Refs:
     """The open file. Safe to use from several threads and processes; not across a fork."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._lock = threading.RLock()
         self._sql = sqlite3.connect(path, isolation_level=None, timeout=30.0, check_same_thread=False)
         try:
-            self._sql.execute("PRAGMA journal_mode=WAL")
-            self._sql.executescript(_SCHEMA)
-        except sqlite3.OperationalError as error:
+            with disk_errors(path):
+                self._sql.execute("PRAGMA journal_mode=WAL")
+                self._sql.executescript(_SCHEMA)
+        except BaseException:
             self._sql.close()
-            _raise_as_disk_error(error)
             raise
 
     def close(self) -> None:
@@ -79,21 +70,13 @@ class Refs:
     @contextlib.contextmanager
     def _change(self, *, durable: bool = True) -> Generator[sqlite3.Connection]:
         """One transaction. Not durable: survives the death of the process, perhaps not a power failure."""
-        with self._lock:
-            try:
-                self._sql.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-                self._sql.execute("BEGIN IMMEDIATE")
+        with self._lock, disk_errors(self._path):
+            self._sql.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+            with transaction(self._sql):
                 yield self._sql
-                self._sql.execute("COMMIT")
-            except BaseException as error:
-                if self._sql.in_transaction:
-                    self._sql.execute("ROLLBACK")
-                if isinstance(error, sqlite3.OperationalError):
-                    _raise_as_disk_error(error)
-                raise
 
     def _rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
-        with self._lock:
+        with self._lock, disk_errors(self._path):
             return self._sql.execute(query, values).fetchall()
 
     def announce(
@@ -157,7 +140,7 @@ class Refs:
         """
         if not names:
             return
-        with contextlib.suppress(OSError, sqlite3.OperationalError), self._change() as sql:
+        with contextlib.suppress(OSError, LockTimeout), self._change() as sql:
             sql.executemany("DELETE FROM names WHERE name = ? AND id != ?", [(name, snapshot) for name in names])
 
     def drop_name(self, name: str) -> None:

@@ -32,7 +32,7 @@ from thawbox.sandbox.warming import hold, release
 
 _BUSY_SECONDS = 1.0
 """Until a recovery is tried again that found the sandbox locked by a long command."""
-_DISK_SECONDS = 10.0
+DISK_SECONDS = 10.0
 """The same, when the disk or the journal failed."""
 
 
@@ -119,7 +119,7 @@ def recover(context: Context, wanted: Recovery, tell: Tell) -> Recovered:
         return Later(_BUSY_SECONDS, is_planned=False)  # somebody else works on it: what he leaves is looked at then
     except (OSError, sqlite3.Error) as error:  # our own disk: nothing can be decided without the journal
         tell(Event(context.now(), wanted.sandbox, "", "recover.failed", {"why": str(error)}))
-        return Later(_DISK_SECONDS, is_planned=False)
+        return Later(DISK_SECONDS, is_planned=False)
 
 
 def _carry_out(context: Context, wanted: Recovery, record: Record, death: Death, tell: Tell) -> Recovered:
@@ -181,7 +181,7 @@ def ask(context: Context, sandbox: SandboxId, health: Health) -> Asked:
     """Ask the health probe once."""
     try:
         record = context.journal.find(sandbox)
-    except SandboxNotFound:
+    except (SandboxNotFound, OSError):
         return Asked(None)
     if record.phase is not Phase.RUNNING or not is_alive(context, record):
         return Asked(None)
@@ -200,8 +200,8 @@ def checkpoint(context: Context, sandbox: SandboxId, policy: Policy, tell: Tell,
     """Take a snapshot if anything changed, and remove those of ours that are out of date."""
     try:
         record = context.journal.find(sandbox)
-    except SandboxNotFound as error:
-        return Checkpointed(None, error.cause)
+    except (SandboxNotFound, OSError) as error:
+        return Checkpointed(None, str(error))
     if record.phase not in ALIVE:
         return Checkpointed(None, f"{record.name} is {record.phase.value}")
     try:
@@ -222,17 +222,18 @@ def first_checkpoint(context: Context, sandbox: SandboxId, policy: Policy, tell:
     """Make sure that there is something to recover from."""
     try:
         there = usable_snapshots(context, context.journal.find(sandbox))
-    except SandboxNotFound as error:
-        return Checkpointed(None, error.cause)
+    except (SandboxNotFound, OSError) as error:
+        return Checkpointed(None, str(error))
     return Checkpointed(there[0]) if there else checkpoint(context, sandbox, policy, tell, why="first")
 
 
 def _remove_outdated(context: Context, sandbox: SandboxId, policy: Policy) -> None:
-    present = context.journal.find(sandbox).parent_snapshot
-    for snapshot in outdated(made_of(context, sandbox), policy, present):
-        # somebody holds it, reads it, or has made something of it: then it stays for the next time
-        with contextlib.suppress(ThawboxError):
-            context.store.remove(snapshot)
+    with contextlib.suppress(ThawboxError, OSError):
+        present = context.journal.find(sandbox).parent_snapshot
+        for snapshot in outdated(made_of(context, sandbox), policy, present):
+            # somebody holds it, reads it, or has made something of it: then it stays for the next time
+            with contextlib.suppress(ThawboxError, OSError):
+                context.store.remove(snapshot)
 
 
 @dataclass(frozen=True, slots=True)

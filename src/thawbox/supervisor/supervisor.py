@@ -24,7 +24,7 @@ from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
-from thawbox.errors import DumpFailed, InvalidRequest, ThawboxError, Unavailable
+from thawbox.errors import DumpFailed, InvalidRequest, LockTimeout, ThawboxError, Unavailable
 from thawbox.host.files import locked, private_directory
 from thawbox.host.memory_pressure import is_near
 from thawbox.host.namespaces import reap
@@ -234,10 +234,11 @@ class Supervisor:
         if now >= self._look_at:
             self._look_at = now + LOOK_AGAIN
             self._end_stuck()
-            seen = self._context.journal.version()
-            if seen != self._journal_seen:
-                self._journal_seen = seen
-                self._look()
+            with contextlib.suppress(OSError, LockTimeout):  # our own disk, perhaps full: the next look does it
+                seen = self._context.journal.version()
+                if seen != self._journal_seen:
+                    self._look()
+                    self._journal_seen = seen
         for watch in list(self._watches.values()):
             if watch.next_due() > now:
                 continue
@@ -385,13 +386,14 @@ class Supervisor:
 
     def _notice_pressure(self, watch: Watch) -> None:
         """The sandbox came near its memory limit, or went away from it: near it, what it has is worth keeping."""
-        limit = self._context.journal.find(watch.id).spec.memory
-        if watch.life is None or watch.life.pressure is None or limit is None:
+        if watch.life is None or watch.life.pressure is None:
             return
         watch.life.pressure.drain()
         now = time.monotonic()
         with contextlib.suppress(OSError, ThawboxError):  # gone: the pidfd tells
-            if now - watch.pressed_at >= _BETWEEN_PRESSURES and is_near(self._context.cgroup(watch.id), limit=limit):
+            limit = self._context.journal.find(watch.id).spec.memory
+            is_far = limit is None or not is_near(self._context.cgroup(watch.id), limit=limit)
+            if now - watch.pressed_at >= _BETWEEN_PRESSURES and not is_far:
                 watch.pressed_at, watch.checkpoint_at, watch.why_checkpoint = now, now, "memory pressure"
 
     def _begin_recovery(self, watch: Watch) -> None:
@@ -418,9 +420,17 @@ class Supervisor:
             watch.state, watch.why = State.ENDED, found.why
             self._say(watch, "supervise.ended", why=found.why)
         else:
-            watch.state, watch.why = State.GAVE_UP, found.why
-            remember_supervised(self._context, watch.id, Supervised(watch.policy, gave_up=found.why))
-            self._say(watch, "recover.gave_up", why=found.why)
+            self._give_up(watch, found.why)
+
+    def _give_up(self, watch: Watch, why: str) -> None:
+        """Try nothing more, and say so, once that is written down."""
+        try:
+            remember_supervised(self._context, watch.id, Supervised(watch.policy, gave_up=why))
+        except (OSError, LockTimeout):  # our own disk: till then it is not given up, and looked at again
+            watch.recover_at = time.monotonic() + jobs.DISK_SECONDS
+            return
+        watch.state, watch.why = State.GAVE_UP, why
+        self._say(watch, "recover.gave_up", why=why)
 
     # --- errands ----------------------------------------------------------------------------------------------
 
@@ -497,9 +507,8 @@ class Supervisor:
         """What nobody foresaw: that sandbox is given up, the others are not, and `close` raises it."""
         self._failure = self._failure or failure
         self._detach(watch)
-        watch.state, watch.why = State.GAVE_UP, f"a defect of thawbox: {failure!r}"
-        remember_supervised(self._context, watch.id, Supervised(watch.policy, gave_up=watch.why))
-        self._say(watch, "recover.gave_up", why=watch.why)
+        watch.state = State.RECOVERING
+        self._give_up(watch, f"a defect of thawbox: {failure!r}")
 
 
 def _is_overruled(watch: Watch, supervised: Supervised) -> bool:
