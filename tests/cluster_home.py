@@ -24,6 +24,8 @@ from thawbox.cluster.crds import POOL_LABEL, crds
 THAWBOX = Path(sys.executable).parent / "thawbox"
 NAMESPACE = "thawbox"
 LOG_LINES = 40
+LEASE_SECONDS = 10.0
+"""As long as the agent may get no CPU on a busy machine."""
 Json = dict[str, Any]
 
 
@@ -97,25 +99,26 @@ class Cluster:
         self._started.append(Running(process, json.loads(line), path))
         return self._started[-1]
 
-    def add_node(self, name: str, *, region: str = "a", lease: float = 10.0) -> ClusterNode:
-        """A node: `thawbox serve` and its agent; one that was killed comes back to the home that it had.
-
-        Its lease is as long as the agent may get no CPU on a busy machine.
-        """
+    def add_node(self, name: str, *, region: str = "a", lease: float = LEASE_SECONDS) -> ClusterNode:
+        """A node: `thawbox serve` and its agent; one that was killed comes back to the home that it had."""
         home = self._scratch / name
         home.mkdir(mode=0o700, exist_ok=True)
         if not (home / "rootfs").exists():
             (home / "rootfs").symlink_to(self._rootfs)
         node = ClusterNode(name, home)
         node.processes.append(self.start("serve", home=home))
-        url = f"unix://{home / 'serve.sock'}"
-        node.processes.append(self.start(
-            "cluster", "node-agent", "--server", self.server.url, "--node", name, "--url", url, "--region", region,
-            "--lease-seconds", str(lease), "--look-every", "0.2", home=home,
-        ))  # fmt: skip
+        node.processes.append(self.agent(node, region=region, lease=lease))
         self.nodes[name] = node
         self._bell.set()
         return node
+
+    def agent(self, node: ClusterNode, *, region: str = "a", lease: float = LEASE_SECONDS) -> Running:
+        """An agent beside a node's service."""
+        return self.start(
+            "cluster", "node-agent", "--server", self.server.url, "--node", node.name,
+            "--url", f"unix://{node.home / 'serve.sock'}", "--region", region,
+            "--lease-seconds", str(lease), "--look-every", "0.2", home=node.home,
+        )  # fmt: skip
 
     def kill_node(self, name: str) -> None:
         """Power off: its processes, its placeholders, and nobody says goodbye."""

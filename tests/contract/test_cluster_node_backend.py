@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from cluster_home import NAMESPACE, Cluster, a_cluster
+from cluster_home import LEASE_SECONDS, NAMESPACE, Cluster, a_cluster
 from thawbox.cluster.backends import Golden, NodeBackend, flip_readiness
 from thawbox.cluster.capture import HeldElsewhere, ensure_golden, is_ready
 from thawbox.cluster.crds import CLAIM_NAME, READINESS_GATE, SANDBOX, STATE_LABEL
+from thawbox.cluster.fencing import HAND_OVER_SECONDS
 from thawbox.cluster.kube import CLAIMS, PODS, POOLS, TEMPLATES, Kube, connected
 from thawbox.cluster.nodes import Nodes
 from thawbox.cluster.state import LEASED, PARKED, State, state_of
@@ -178,22 +181,68 @@ def test_a_clone_is_placed_once_however_often_its_pod_changes_meanwhile(cluster:
     run(cluster, ["python3", "/workloads/tiny.py"], act)
 
 
+async def a_bound_clone(bench: Bench) -> str:
+    """The id of a clone that is leased to a claim, and runs."""
+    template = await bench.captured()
+    pool = await bench.kube.get(POOLS, "web")
+    await bench.kube.create(PODS, bench.backend.placeholder(pool, template))
+    pod = await bench.pod(PARKED)
+    name = pod["metadata"]["name"]
+    await bench.kube.create(CLAIMS, {"metadata": {"name": "mine"}, "spec": {"pool": "web"}})
+    bound = {"phase": "Bound", "pod": name}
+    await bench.kube.patch(CLAIMS, "mine", {"status": bound}, sub="status")
+    lease = {"labels": {STATE_LABEL: LEASED}, "annotations": {CLAIM_NAME: "mine"}}
+    leased = await bench.kube.patch(PODS, name, {"metadata": lease})
+    sandbox: str = (await bench.backend.acquire(leased))["id"]
+    return sandbox
+
+
 def test_a_node_that_cannot_renew_its_lease_freezes_what_is_leased_until_it_can(cluster: Cluster) -> None:
     async def act(bench: Bench) -> None:
-        template = await bench.captured()
-        pool = await bench.kube.get(POOLS, "web")
-        await bench.kube.create(PODS, bench.backend.placeholder(pool, template))
-        pod = await bench.pod(PARKED)
-        name = pod["metadata"]["name"]
-        await bench.kube.create(CLAIMS, {"metadata": {"name": "mine"}, "spec": {"pool": "web"}})
-        bound = {"phase": "Bound", "pod": name}
-        await bench.kube.patch(CLAIMS, "mine", {"status": bound}, sub="status")
-        lease = {"labels": {STATE_LABEL: LEASED}, "annotations": {CLAIM_NAME: "mine"}}
-        leased = await bench.kube.patch(PODS, name, {"metadata": lease})
-        sandbox = (await bench.backend.acquire(leased))["id"]
+        sandbox = await a_bound_clone(bench)
         cluster.server.is_away = True
         await bench.state_of(sandbox, "frozen")
         cluster.server.is_away = False
+        await bench.state_of(sandbox, "running")
+
+    run(cluster, ["python3", "/workloads/tiny.py"], act)
+
+
+def test_what_is_leased_is_frozen_when_its_nodes_agent_died_and_runs_on_with_the_next_one(cluster: Cluster) -> None:
+    async def act(bench: Bench) -> None:
+        sandbox = await a_bound_clone(bench)
+        await asyncio.to_thread(cluster.nodes["n1"].processes[-1].kill)
+        await bench.state_of(sandbox, "frozen")
+        await asyncio.to_thread(cluster.agent, cluster.nodes["n1"])
+        await bench.state_of(sandbox, "running")
+
+    run(cluster, ["python3", "/workloads/tiny.py"], act)
+
+
+def test_an_agent_that_is_told_to_stop_leaves_what_is_leased_running_for_the_next_one(cluster: Cluster) -> None:
+    def lease() -> Json:
+        (found,) = (one["spec"] for one in cluster.objects("leases"))
+        return found
+
+    def told() -> float:
+        """Until when the service lets run what is leased."""
+        until: float = json.loads((cluster.nodes["n1"].home / "fence").read_text())["until"]
+        return until
+
+    async def act(bench: Bench) -> None:
+        sandbox = await a_bound_clone(bench)
+        assert lease()["leaseDurationSeconds"] == LEASE_SECONDS  # not the one by which it began
+        before = told()
+        agent = cluster.nodes["n1"].processes[-1]
+        agent.process.terminate()
+        await asyncio.to_thread(agent.process.wait)
+        assert lease()["leaseDurationSeconds"] == HAND_OVER_SECONDS
+        assert told() - before > HAND_OVER_SECONDS / 2
+        await bench.state_of(sandbox, "running")
+        await asyncio.to_thread(cluster.agent, cluster.nodes["n1"])
+        while lease()["leaseDurationSeconds"] != LEASE_SECONDS:
+            await asyncio.sleep(0.1)
+        assert told() - time.monotonic() < LEASE_SECONDS
         await bench.state_of(sandbox, "running")
 
     run(cluster, ["python3", "/workloads/tiny.py"], act)

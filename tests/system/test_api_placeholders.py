@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
-from placeholders import a_placeholder
-from serving import TINY, made, problem
+from placeholders import Placeholder, a_placeholder
+from serving import TINY, Serving, made, problem
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -36,3 +39,54 @@ def test_of_two_placings_at_once_one_clone_stays_and_it_leaves_nothing(root: htt
 def test_a_pod_by_no_name_is_refused(root: httpx.Client) -> None:
     wish = {"pid": os.getpid(), "pod": "../pod", "snapshot": "0" * 64}
     problem(root.post("/v1/placeholders", json=wish), 400, "invalid.spec")
+
+
+@pytest.fixture
+def leased(root: httpx.Client, serving: Serving) -> Iterator[Placeholder]:
+    """A placeholder in which a clone runs; nothing of it, and no lease that ends, is left after the test."""
+    golden = made(root.post("/v1/placeholders/golden", json={"name": "golden", "spec": TINY}))
+    with a_placeholder("pod-1") as pod:
+        wish = {"pid": pod.pid, "pod": pod.uid, "snapshot": golden["id"], "name": "agent"}
+        made(root.post("/v1/placeholders", json=wish))
+        made(root.post(f"/v1/placeholders/{pod.uid}/acquire", json={}), 200)
+        yield pod
+        last = serving.client()
+        tell(last, time.monotonic() + 1e6)
+        made(last.delete(f"/v1/placeholders/{pod.uid}"), 204)
+        made(last.delete("/v1/placeholders/golden/golden"), 204)
+
+
+def tell(root: httpx.Client, until: float) -> list[str]:
+    """The pods that stand still for want of a lease, once another was told."""
+    fenced: list[str] = made(root.put("/v1/placeholders/lease", json={"until": until}), 200)["fenced"]
+    return fenced
+
+
+def state_in(root: httpx.Client, pod: Placeholder) -> str:
+    (held,) = (one for one in root.get("/v1/placeholders").json()["placeholders"] if one["pod"] == pod.uid)
+    state: str = held["state"]
+    return state
+
+
+def test_what_is_leased_stands_still_when_its_time_is_over_and_runs_on_once_it_may(
+    root: httpx.Client, leased: Placeholder
+) -> None:
+    assert tell(root, time.monotonic() + 1000) == []
+    tell(root, time.monotonic())
+    while state_in(root, leased) != "frozen":
+        time.sleep(0.05)
+    problem(root.post(f"/v1/placeholders/{leased.uid}/acquire", json={}), 503, "unavailable.busy")
+    assert tell(root, time.monotonic() + 1000) == [leased.uid]
+    ran = made(root.post(f"/v1/placeholders/{leased.uid}/acquire", json={}), 200)
+    assert (ran["state"], tell(root, time.monotonic() + 1000)) == ("running", [])
+
+
+def test_a_service_that_begins_after_the_time_freezes_before_it_answers(serving: Serving, leased: Placeholder) -> None:
+    until = time.monotonic() + 3
+    tell(serving.client(), until)
+    serving.end(signal.SIGKILL)
+    while time.monotonic() < until:
+        time.sleep(0.05)
+    root = serving.start().client()
+    assert state_in(root, leased) == "frozen"
+    assert tell(root, time.monotonic() + 1000) == [leased.uid]

@@ -28,7 +28,7 @@ _WORTH_INFO = frozenset({
     "run", "checkpoint", "checkpoint.begin", "checkpoint.finish", "restore", "clone", "freeze", "thaw", "stop",
     "remove", "flatten", "template.create", "template.rebuild", "recovery", "pool.acquire", "push", "pull",
 })  # fmt: skip
-_ALARMING = frozenset({"snapshot.damaged", "audit.failed", "recover.gave_up"})
+_ALARMING = frozenset({"snapshot.damaged", "audit.failed", "recover.gave_up", "fence.failed"})
 
 
 def set_up_logs(*, level: str, as_json: bool, stream: TextIO | None = None) -> None:

@@ -30,6 +30,8 @@ _LOOKING = frozenset({"GET", "HEAD", "OPTIONS"})
 _TRACE_HEADERS = (b"traceparent", b"tracestate")
 _INTO_A_SANDBOX = ("/files", "/logs", "/terminal")
 """Looking at these is looking at what is in a sandbox, which is audited."""
+_HEARTBEAT = "/v1/placeholders/lease"
+"""Told every few seconds by a node's agent: it would drown all else."""
 _REFUSALS = frozenset({401, 403, 429})
 _NOT_OURS = frozenset({400, 401, 404})
 _FLUSH_SECONDS = 5.0
@@ -103,7 +105,8 @@ class Observed:
             return
         route = _route_of(scope)
         step.note(route=route, status=status)
-        if method in _LOOKING and status not in _REFUSALS and not any(part in route for part in _INTO_A_SANDBOX):
+        is_looking = method in _LOOKING and not any(part in route for part in _INTO_A_SANDBOX)
+        if (is_looking or route == _HEARTBEAT) and status not in _REFUSALS:
             return
         caller: Caller | None = scope.get("state", {}).get("caller")
         entry = Entry(

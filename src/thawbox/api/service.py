@@ -19,6 +19,7 @@ from thawbox.api.book import Book
 from thawbox.api.crowd import Crowd
 from thawbox.api.events import Events
 from thawbox.api.facts import Doctor, facts_of
+from thawbox.api.fence import Fence
 from thawbox.api.node_metrics import NodeMetrics
 from thawbox.api.observing import Observing
 from thawbox.api.operations import Operations
@@ -82,6 +83,7 @@ class Service:
             self.recheck = undo.enter_context(Recheck(context.store, period=period, telemetry=telemetry))
             undo.enter_context(self.node.mirroring())
             self.supervisor = undo.enter_context(Supervisor(context, tell=self._hear))
+            self.fence = undo.enter_context(Fence(context))
             undo.callback(self._close_pools)
             for spec in self.node.pools():
                 if not spec.drained:
@@ -140,11 +142,12 @@ class Service:
             raise Busy("the node is starting or stopping", remediation="ask again soon")
 
     def check(self) -> None:
-        """Raise what ended the tending of a pool, the supervision or the watching, if anything did."""
+        """Raise what ended the tending of a pool, the supervision, the watching or the fence, if anything did."""
         for pool in self.pools().values():
             pool.check()
         self.supervisor.statuses()
         self.watch.check()
+        self.fence.check()
 
     def _hear(self, event: Event) -> None:
         figures = {key: one for key, one in event.details.items() if isinstance(one, (int, float))}

@@ -334,6 +334,12 @@ class Placeholders(TypedDict):
     machine: Compat
 
 
+class Fenced(TypedDict):
+    """Pods whose clones were frozen because nobody said any more that they may run."""
+
+    fenced: list[str]
+
+
 class Sent(TypedDict):
     """A snapshot that is at `url`."""
 

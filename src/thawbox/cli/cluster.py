@@ -102,8 +102,9 @@ def node_agent_command(
 ) -> None:  # fmt: skip
     """Restore golden snapshots into the placeholder pods of this node, and keep its lease.
 
-    It needs the host's /proc (hostPID) and a `thawbox serve` beside it. A node that cannot renew its lease freezes what
-    is leased on it before the lease runs out, so that no claim ever runs twice.
+    It needs the host's /proc (hostPID) and a `thawbox serve` beside it, which freezes what is leased before a lease
+    that was not renewed runs out: no claim ever runs twice. SIGTERM leaves a lease of two minutes to the agent that
+    comes next.
 
     With --json: {"node"}, once it tends.
     """

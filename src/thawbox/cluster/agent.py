@@ -2,8 +2,7 @@
 this node is. It speaks to the API server and to the node's own `thawbox serve`, and is asked nothing itself.
 
 Rule 1: what a pod's labels say is written by compare-and-swap: a pod that was leased meanwhile stays leased.
-Rule 2: a node that cannot renew its lease freezes what is leased on it before the lease has run out: whoever brings
-those claims back elsewhere never has them run twice.
+Rule 2: the node's lease and what its service freezes when that is not renewed are `fencing`'s.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from thawbox.cluster.crds import (
     WHY,
     Json,
 )
-from thawbox.cluster.holding import Hold
+from thawbox.cluster.fencing import Fencing, leased_among
 from thawbox.cluster.index import Index
 from thawbox.cluster.kube import CLAIMS, PODS, POOLS, TEMPLATES, Conflict, Kube
 from thawbox.cluster.nodes import Nodes
@@ -46,8 +45,6 @@ from thawbox.errors import NotFound, ThawboxError, Unavailable
 _log = structlog.get_logger()
 RETRY_SECONDS = 10.0
 """After a snapshot of a leased clone failed, until it is tried once more."""
-FENCE = 2 / 3
-"""The part of its lease after which a node that could not renew it freezes what is leased."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +75,11 @@ class Agent:
         self._pools = Index(kube, POOLS, seconds=seconds)
         self._templates = Index(kube, TEMPLATES, seconds=seconds)
         self._claims = Index(kube, CLAIMS, seconds=seconds)
-        self._hold = Hold(
-            kube, f"thawbox-node-{options.node}", options.node, seconds=options.lease_seconds, clock=time.monotonic,
-            now=time.time,
+        labels = {NODE_LABEL: "true", **({REGION: options.region} if options.region else {})}
+        self._fencing = Fencing(
+            kube, nodes, options.own, node=options.node, seconds=options.lease_seconds, labels=labels,
+            annotations={URL: options.url, MACHINE: options.machine},
         )  # fmt: skip
-        self._fenced: set[str] = set()
         self._not_before: dict[str, float] = {}
         """Pods whose snapshot failed, and when it is tried again by the monotonic clock."""
 
@@ -93,67 +90,23 @@ class Agent:
                 tasks.create_task(index.run())
             for index in (self.pods, self._pools, self._templates, self._claims):
                 await index.listed.wait()
-            await self._renew()
-            tasks.create_task(self._keep_lease())
+            await self._fencing.begin(leased_among(self.pods.objects.values()))
+            tasks.create_task(self._fencing.keep())
             tasks.create_task(self._keep_fence())
             while True:
                 with contextlib.suppress(Unavailable):
                     await self.look()
                 await self.pods.wait(self._has_work, timeout=self.options.look_every)
 
-    # --- the lease --------------------------------------------------------------------------------------------
-
-    async def _keep_lease(self) -> None:
-        while True:
-            await asyncio.sleep(self.options.lease_seconds / 6)
-            await self._renew()
-
-    async def _renew(self) -> None:
-        options = self.options
-        labels = {NODE_LABEL: "true", **({REGION: options.region} if options.region else {})}
-        try:
-            async with asyncio.timeout(options.lease_seconds / 3):
-                await self._hold.take(labels=labels, annotations={URL: options.url, MACHINE: options.machine})
-        except (Unavailable, TimeoutError) as error:
-            _log.warning("lease.late", node=options.node, why=repr(error))
+    async def hand_over(self) -> None:
+        """Leave this node's claims where they are to the agent that comes next; `run` has ended."""
+        await self._fencing.hand_over()
 
     async def _keep_fence(self) -> None:
-        """By a clock of its own: a renewal that hangs must not hold up the freezing."""
+        """By a clock of its own: nothing that hangs elsewhere may hold it up."""
         while True:
-            await self._fence()
             await asyncio.sleep(self.options.lease_seconds / 24)
-
-    async def _fence(self) -> None:
-        """Freeze what is leased when the lease is about to run out; let it run again once it is renewed.
-
-        What could not be frozen or thawed is tried again each time.
-        """
-        leased = {pod["metadata"]["uid"]: pod for pod in self.pods.objects.values()
-                  if state_of(pod) == LEASED and is_there(pod)}  # fmt: skip
-        self._fenced &= leased.keys()
-        if time.monotonic() - self._hold.renewed > self._hold.seconds * FENCE:
-            for uid in leased.keys() - self._fenced:
-                with contextlib.suppress(ThawboxError):
-                    await self._nodes.freeze(self.options.own, uid)
-                    self._fenced.add(uid)
-                    _log.warning("fence.frozen", pod=leased[uid]["metadata"]["name"])
-            return
-        for uid in list(self._fenced):
-            with contextlib.suppress(Unavailable):
-                if await self._is_still_ours(leased[uid]):
-                    with contextlib.suppress(NotFound):
-                        await self._nodes.acquire(self.options.own, uid)
-                self._fenced.discard(uid)
-                _log.info("fence.lifted", pod=leased[uid]["metadata"]["name"])
-
-    async def _is_still_ours(self, pod: Json) -> bool:
-        """Whether the claim of a pod was not brought back elsewhere meanwhile."""
-        try:
-            claim = await self._kube.get(CLAIMS, notes_of(pod).get(CLAIM_NAME, ""))
-        except NotFound:
-            return False
-        status = claim.get("status", {})
-        return bool(status.get("phase") == "Bound" and status.get("pod") == pod["metadata"]["name"])
+            await self._fencing.look(leased_among(self.pods.objects.values()))
 
     # --- the pods ---------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ Whoever watches trusts no other machine's clock: a lease has run out when it has
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from thawbox.cluster.crds import Json
@@ -41,12 +42,14 @@ class Hold:
         """Whether it is ours, and nobody can think otherwise yet."""
         return self._clock() - self.renewed < self.seconds
 
-    async def take(self, *, labels: Json | None = None, annotations: Json | None = None) -> bool:
-        """Take or renew it; False while somebody else has it."""
+    async def take(
+        self, *, labels: Json | None = None, annotations: Json | None = None, seconds: float | None = None
+    ) -> bool:
+        """Take or renew it, for other than its usual `seconds` if given; False while somebody else has it."""
         begun = self._clock()
+        lasts = math.ceil(self.seconds if seconds is None else seconds)
         spec = {
-            "holderIdentity": self.holder, "leaseDurationSeconds": max(1, round(self.seconds)),
-            "renewTime": written(self._now()),
+            "holderIdentity": self.holder, "leaseDurationSeconds": max(1, lasts), "renewTime": written(self._now()),
         }  # fmt: skip
         meta: Json = {"name": self.name, "labels": labels or {}, "annotations": annotations or {}}
         try:

@@ -60,8 +60,11 @@ class Nodes:
         wish = {"environment": environment} if environment else None
         return await self._ask(url, "POST", f"/v1/placeholders/{quote(pod)}/acquire", wish, timeout=ACQUIRE_SECONDS)
 
-    async def freeze(self, url: str, pod: str) -> Json:
-        return await self._ask(url, "POST", f"/v1/placeholders/{quote(pod)}/freeze")
+    async def tell_lease(self, url: str, *, until: float) -> list[str]:
+        """Let what is leased run until this time of the node's monotonic clock; returns the pods that it has frozen."""
+        done = await self._ask(url, "PUT", "/v1/placeholders/lease", {"until": until}, timeout=ACQUIRE_SECONDS)
+        fenced: list[str] = done["fenced"]
+        return fenced
 
     async def place(self, url: str, /, **wish: Any) -> Json:
         """Park a clone in a placeholder, or recover a sandbox there: the fields of `Placing`."""

@@ -21,10 +21,12 @@ from thawbox.cluster.crds import WANTED, Json
 from thawbox.cluster.facts import Reason, Refusal
 from thawbox.cluster.kube import CLAIMS, LEASES, PODS, Conflict, Kube
 from thawbox.cluster.state import BROKEN, EMPTY, LEASED, State, is_there, leased_by, notes_of
-from thawbox.cluster.times import condition, with_condition, written
+from thawbox.cluster.times import condition, read, with_condition, written
 from thawbox.errors import NotFound, ThawboxError, Unavailable
 
 RECOVER_SECONDS = 120.0
+KUBELET_SECONDS = 5.0
+"""How long a kubelet is given to end the old pod of a claim: where it is dead too, the fence is all there is."""
 RETRY_SECONDS = 1.0
 """After a recovery failed, until the claim is brought back in another pod."""
 _log = structlog.get_logger()
@@ -149,7 +151,23 @@ class Recovery:
         found = (pod for pod in self._state.pods.objects.values() if leased_by(pod) == uid and WANTED in notes_of(pod))
         return next((pod for pod in found if pod["metadata"]["name"] != old and is_there(pod)), None)
 
+    async def _end_old(self, claim: Json) -> None:
+        """Have the kubelet end the pod that a claim is taken from: nobody may be left on its node to freeze it."""
+        pods, name = self._state.pods, claim["status"].get("pod", "")
+        if name not in pods.objects:
+            return
+        try:
+            await self._kube.delete(PODS, name, grace=1)  # with 0 it would be gone here before it has ended
+            going = await self._kube.get(PODS, name)
+        except NotFound:
+            pods.forget(name)
+            return
+        pods.seen(going)
+        since = self._now() - read(going["metadata"]["deletionTimestamp"])
+        await pods.wait(lambda: name not in pods.objects, timeout=min(KUBELET_SECONDS, KUBELET_SECONDS - since))
+
     async def _choose(self, claim: Json, snapshot: Json) -> Json | None:
+        await self._end_old(claim)
         name = claim["spec"]["pool"]
         pool, template = self._state.pools.objects.get(name), self._state.template_of(name)
         heir = self._backend_of(claim).heir(pool, template, snapshot) if pool and template else None

@@ -67,7 +67,7 @@ async def dispatch(
 
 
 async def tend(where: Where, options: AgentOptions, *, token: str, ready: Callable[[], None]) -> None:
-    """Run a node's agent until SIGTERM or SIGINT."""
+    """Run a node's agent until SIGTERM or SIGINT; then the node counts as there for a while, for the next one."""
     loop, ending = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
@@ -85,6 +85,7 @@ async def tend(where: Where, options: AgentOptions, *, token: str, ready: Callab
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await running
+        await agent.hand_over()
 
 
 async def _machine(nodes: Nodes, own: str) -> str:

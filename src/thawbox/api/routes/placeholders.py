@@ -6,11 +6,8 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
-from collections.abc import Generator
 from typing import Annotated, Any
-from weakref import WeakValueDictionary
 
 import msgspec
 from fastapi import APIRouter
@@ -19,10 +16,12 @@ from pydantic import Field
 from thawbox.api import shown
 from thawbox.api.access import Admin
 from thawbox.api.answers import Answer, Body, Patience, Reference, resource
+from thawbox.api.fence import Pods
 from thawbox.api.service import Service
 from thawbox.errors import InvalidRequest, NotFound, SandboxNotFound, SnapshotNotFound
 from thawbox.model import Phase, SnapshotId, Spec, checked_name
 from thawbox.sandbox import Context, Sandbox
+from thawbox.sandbox.checkpointing import Wish
 from thawbox.sandbox.placing import (
     all_placed,
     empty_placeholder,
@@ -34,22 +33,6 @@ from thawbox.sandbox.placing import (
 
 MOST_SLOW = 32
 """Placings and captures under way, each of which may wait minutes for a store: in threads that nobody else needs."""
-
-
-class Pods:
-    """One change at a time to what a pod holds."""
-
-    def __init__(self) -> None:
-        self._locks: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
-        self._guard = threading.Lock()
-
-    @contextlib.contextmanager
-    def alone(self, pod: str) -> Generator[None]:
-        """Wait until nobody else changes this pod, and keep others from it."""
-        with self._guard:
-            mine = self._locks.setdefault(pod, threading.Lock())
-        with mine:
-            yield
 
 
 class Placing(Body):
@@ -77,6 +60,12 @@ class Keep(Body):
     url: str = ""
 
 
+class Lease(Body):
+    """`until` is seconds of this machine's monotonic clock (CLOCK_MONOTONIC)."""
+
+    until: float
+
+
 def router(service: Service) -> APIRouter:
     routes = resource("/v1/placeholders", "placeholders")
     slowly = Patience(MOST_SLOW)
@@ -102,37 +91,41 @@ def router(service: Service) -> APIRouter:
             _bring(here(), snapshot, wish.url)
             with pods.alone(pod):
                 if wish.recover:
+                    service.fence.check_open()
                     sandbox = recover_in_placeholder(here(), snapshot, pid=wish.pid, pod=pod)
                 else:
-                    sandbox = park_in_placeholder(here(), snapshot, pid=wish.pid, pod=pod, name=wish.name)
+                    with service.fence.parking(pod):
+                        sandbox = park_in_placeholder(here(), snapshot, pid=wish.pid, pod=pod, name=wish.name)
             return {**_shown(sandbox), "ms": round((time.perf_counter() - begun) * 1000, 3)}
 
         return Answer(await slowly(act), status_code=201)
+
+    @routes.put("/lease")
+    def lease(told: Lease, _: Admin) -> Answer[shown.Fenced]:
+        """Until when what is leased may run: then it is frozen, unless a later time was told by then.
+
+        Those that stand still for that are named; each is let run again by acquiring it.
+        """
+        return Answer({"fenced": service.fence.tell(told.until)})
 
     @routes.post("/{pod}/acquire")
     def acquire(pod: Reference, _: Admin, wish: Acquiring | None = None) -> Answer[shown.PlacedIn]:
         """Let a parked clone run, and give its programs their environment; given again where this is asked again."""
         begun = time.perf_counter()
         sandbox = _alive(here(), pod)
-        if sandbox.state is Phase.FROZEN:
-            sandbox.thaw()
+        with service.fence.letting_run(pod):
+            if sandbox.state is Phase.FROZEN:
+                sandbox.thaw()
         if wish is not None and wish.environment:
             sandbox.give(environment=wish.environment)
         return Answer({**_shown(sandbox), "ms": round((time.perf_counter() - begun) * 1000, 3)})
-
-    @routes.post("/{pod}/freeze")
-    def freeze(pod: Reference, _: Admin) -> Answer[shown.Placed]:
-        """Let it run no longer: its node has lost touch with the cluster."""
-        sandbox = _alive(here(), pod)
-        sandbox.freeze()
-        return Answer(_shown(sandbox))
 
     @routes.post("/{pod}/checkpoint", status_code=201)
     async def checkpoint(pod: Reference, keep: Keep, _: Admin) -> Answer[shown.Sent]:
         """A snapshot of what is in a placeholder, sent to `url`, and there when this answers."""
 
         def act() -> shown.Sent:
-            made = _alive(here(), pod).checkpoint()
+            made = _alive(here(), pod).begin_checkpoint(Wish()).wait()  # the fence waits for no more than the dump
             _send(here(), made.id, keep.url)
             return {"id": made.id, "url": keep.url}
 
