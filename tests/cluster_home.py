@@ -42,6 +42,27 @@ class Running:
         self.process.wait()
 
 
+@dataclass(frozen=True)
+class Secrets:
+    """Files: the token of all nodes, and the certificate of all with its key, made as docs/kubernetes.md says."""
+
+    token: Path
+    certificate: Path
+    key: Path
+
+    @classmethod
+    def made(cls, directory: Path) -> Secrets:
+        found = cls(directory / "token", directory / "tls.crt", directory / "tls.key")
+        found.token.write_text(os.urandom(32).hex() + "\n")
+        command = (
+            "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -subj /CN=thawbox-node "
+            "-addext subjectAltName=DNS:thawbox-node"
+        )
+        files = ("-keyout", str(found.key), "-out", str(found.certificate))
+        subprocess.run([*command.split(), *files], check=True, capture_output=True)
+        return found
+
+
 @dataclass
 class ClusterNode:
     name: str
@@ -52,8 +73,11 @@ class ClusterNode:
 class Cluster:
     """What a test does to it: objects by `apply`, waiting by `until`, nodes by name."""
 
-    def __init__(self, server: Server, scratch: Path, rootfs: Path, undo: ExitStack) -> None:
+    def __init__(
+        self, server: Server, scratch: Path, rootfs: Path, undo: ExitStack, secrets: Secrets | None = None
+    ) -> None:  # fmt: skip
         self.server = server
+        self._secrets = secrets
         self._scratch = scratch
         self._rootfs = rootfs
         self._undo = undo
@@ -100,13 +124,20 @@ class Cluster:
         return self._started[-1]
 
     def add_node(self, name: str, *, region: str = "a", lease: float = LEASE_SECONDS) -> ClusterNode:
-        """A node: `thawbox serve` and its agent; one that was killed comes back to the home that it had."""
+        """A node: `thawbox serve` and its agent; one that was killed comes back to the home that it had.
+
+        The dispatcher reaches it over TCP with TLS where the cluster has secrets, else over its socket.
+        """
         home = self._scratch / name
         home.mkdir(mode=0o700, exist_ok=True)
         if not (home / "rootfs").exists():
             (home / "rootfs").symlink_to(self._rootfs)
         node = ClusterNode(name, home)
-        node.processes.append(self.start("serve", home=home))
+        own, outside = self._secrets, list[str]()
+        if own is not None:
+            outside = ["--port", "0", "--token-file", str(own.token), "--tls-cert", str(own.certificate),
+                       "--tls-key", str(own.key)]  # fmt: skip
+        node.processes.append(self.start("serve", *outside, home=home))
         node.processes.append(self.agent(node, region=region, lease=lease))
         self.nodes[name] = node
         self._bell.set()
@@ -114,9 +145,9 @@ class Cluster:
 
     def agent(self, node: ClusterNode, *, region: str = "a", lease: float = LEASE_SECONDS) -> Running:
         """An agent beside a node's service."""
+        url = node.processes[0].said["url"] or f"unix://{node.home / 'serve.sock'}"
         return self.start(
-            "cluster", "node-agent", "--server", self.server.url, "--node", node.name,
-            "--url", f"unix://{node.home / 'serve.sock'}", "--region", region,
+            "cluster", "node-agent", "--server", self.server.url, "--node", node.name, "--url", url, "--region", region,
             "--lease-seconds", str(lease), "--look-every", "0.2", home=node.home,
         )  # fmt: skip
 
@@ -131,9 +162,13 @@ class Cluster:
                     self._end_placeholder(pod["metadata"]["uid"])
 
     def dispatcher(self, *more: str) -> Running:
+        own, shown = self._secrets, list[str]()
+        if own is not None:
+            shown = ["--node-token-file", str(own.token), "--node-ca", str(own.certificate)]
         return self.start(
-            "cluster", "dispatch", "--server", self.server.url, "--listen", "127.0.0.1:0", "--lead-seconds", "3", *more
-        )
+            "cluster", "dispatch", "--server", self.server.url, "--listen", "127.0.0.1:0", "--lead-seconds", "3",
+            *shown, *more,
+        )  # fmt: skip
 
     # --- objects ----------------------------------------------------------------------------------------------
 
@@ -285,7 +320,7 @@ def _end_process(process: subprocess.Popen[str], log: Any) -> None:
 
 
 @contextmanager
-def a_cluster(scratch: Path, rootfs: Path) -> Iterator[Cluster]:
+def a_cluster(scratch: Path, rootfs: Path, secrets: Secrets | None = None) -> Iterator[Cluster]:
     """A cluster without nodes, with our kinds; nothing of it is left after the block."""
     with Server() as server, ExitStack() as undo:
 
@@ -295,4 +330,4 @@ def a_cluster(scratch: Path, rootfs: Path) -> Iterator[Cluster]:
                 storage.create(of, "", one)
 
         server.call(define)
-        yield Cluster(server, scratch, rootfs, undo)
+        yield Cluster(server, scratch, rootfs, undo, secrets)

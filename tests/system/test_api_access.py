@@ -271,6 +271,37 @@ def test_over_tls_it_answers_who_trusts_its_certificate(home: Path, tmp_path: Pa
         serving.close()
 
 
+def test_a_token_given_in_a_file_opens_everything_until_a_start_with_another_and_is_kept_nowhere(
+    home: Path, tmp_path: Path
+) -> None:
+    given = tmp_path / "token"
+    serving = Serving(home, ("--port", "0", "--token-file", str(given)))
+    first, second = "a" * 64, "b" * 64
+    try:
+        for text, other in ((first, second), (second, first)):
+            given.write_text(text + "\n")
+            serving.start()
+            client = serving.client(url=serving.url, token=text)
+            assert made(client.get("/v1/tokens"), 200)["tokens"] == []  # an admin's to see, and it is none of them
+            made(client.post("/v1/tokens", json={"name": text[:8], "scope": "read"}))
+            assert made(client.delete(f"/v1/tokens/{text[:8]}"), 204) is None
+            problem(serving.client(url=serving.url, token=other).get("/v1/node"), 401, "unauthenticated")
+            serving.end()
+            assert not any(text.encode() in file.read_bytes() for file in home.glob("service.db*"))
+    finally:
+        serving.close()
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "short", "a" * 32 + " " + "b" * 32], ids=["none", "empty", "short", "two"]
+)
+def test_a_token_file_without_one_good_token_is_refused(home: Path, tmp_path: Path, content: str | None) -> None:
+    given = tmp_path / "token"
+    if content is not None:
+        given.write_text(content)
+    assert Cli(home)("serve", "--port", "0", "--token-file", str(given), "--json").error()["code"] == "invalid"
+
+
 def test_what_cannot_be_listened_on_is_said_so(home: Path, tmp_path: Path) -> None:
     cli = Cli(home)
     cert = tmp_path / "cert.pem"

@@ -1,4 +1,5 @@
 """A whole cluster: dispatcher, nodes and agents are processes, clones are real; only the API server is simulated.
+The dispatcher asks the nodes over TLS, with the one token that all of them were given.
 
 The cluster is made once; whatever a test did to it, the next one has two nodes, a pool that is full, and no claims.
 """
@@ -6,6 +7,7 @@ The cluster is made once; whatever a test did to it, the next one has two nodes,
 from __future__ import annotations
 
 import json
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cluster_home import Cluster, a_cluster
+from cluster_home import Cluster, Secrets, a_cluster
 from guests import interpreter_spec
 from thawbox.cluster.state import is_there, pool_of
 from thawbox.config import load_settings
@@ -36,7 +38,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(scratch: Path, rootfs_cache: Path) -> Iterator[Cluster]:
-    with a_cluster(scratch, rootfs_cache) as made:
+    with a_cluster(scratch, rootfs_cache, Secrets.made(scratch)) as made:
         yield made
         for node in list(made.nodes.values()):
             for one in reversed(node.processes):
@@ -156,6 +158,24 @@ def test_a_restarted_dispatcher_has_lost_nothing_and_serves_who_came_meanwhile(
     assert told_by(cluster, again) == nonce
     for name in (kept["id"], "meanwhile"):
         ask(url, f"/v1/claims/{name}", method="DELETE")
+
+
+def test_a_dispatcher_with_another_token_is_told_so_and_destroys_nothing(
+    cluster: Cluster, two_nodes: dict[str, Any], tmp_path: Path
+) -> None:
+    wrong = tmp_path / "token"
+    wrong.write_text("f" * 64)
+    two_nodes["dispatcher"].kill()
+    stranger = cluster.dispatcher("--node-token-file", str(wrong))
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        ask(stranger.said["url"], "/v1/claims", CLAIM)
+    told = json.loads(refused.value.read())
+    assert (refused.value.code, told["code"]) == (503, "unavailable.node_refused")
+    assert "does not take our token" in told["cause"]
+    assert in_state(cluster, "broken") == in_state(cluster, "leased") == []
+    stranger.kill()
+    two_nodes["dispatcher"] = cluster.dispatcher()
+    assert ask(two_nodes["dispatcher"].said["url"], "/v1/claims", CLAIM)["state"] == "bound"
 
 
 def test_a_killed_nodes_claim_comes_back_on_the_other_as_itself(cluster: Cluster, two_nodes: dict[str, Any]) -> None:

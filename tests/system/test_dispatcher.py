@@ -17,14 +17,14 @@ from gke_world import GKE_KINDS, POD, UUID, Gke
 from kube.server import Server
 from thawbox.cluster.binding import Binding, phase_of
 from thawbox.cluster.claims_app import create_app
-from thawbox.cluster.crds import MACHINE, NODE_LABEL, SNAPSHOT, WANTED, WHY, crds
+from thawbox.cluster.crds import CLAIM, MACHINE, NODE_LABEL, REGION, SNAPSHOT, STATE_LABEL, URL, WANTED, WHY, crds
 from thawbox.cluster.dispatcher import Dispatcher, Options, dispatching
 from thawbox.cluster.gke import PS_NAME, GkeBackend
 from thawbox.cluster.holding import Hold
 from thawbox.cluster.kube import CLAIMS, DEFINITIONS, PODS, POOLS, SNAPSHOTS, TEMPLATES, Kube, connected
 from thawbox.cluster.nodes import Nodes
 from thawbox.cluster.recovery import Recovery
-from thawbox.cluster.state import State, is_there, leased_by, notes_of
+from thawbox.cluster.state import PARKED, State, is_there, leased_by, notes_of, state_of
 from thawbox.errors import NotFound
 from thawbox.store.compat import Compat
 
@@ -71,22 +71,23 @@ class World:
         await asyncio.to_thread(self.server.let_go)
 
 
-def run(server: Server, act: Callable[[World], Awaitable[None]]) -> None:
+def run(server: Server, act: Callable[[World], Awaitable[None]], *, on_gke: bool = True) -> None:
     async def whole() -> None:
-        async with a_world(server) as world:
+        async with a_world(server, on_gke=on_gke) as world:
             await act(world)
 
     asyncio.run(asyncio.wait_for(whole(), 120))
 
 
 @asynccontextmanager
-async def a_world(server: Server) -> AsyncGenerator[World]:
+async def a_world(server: Server, *, on_gke: bool) -> AsyncGenerator[World]:
     async with AsyncExitStack() as stack:
         kube = await stack.enter_async_context(connected(namespace="default", server=server.url))
         for one in (*crds(), *yaml.safe_load_all(GKE_KINDS.read_text())):
             await kube.create(DEFINITIONS, one)
         gke = Gke(kube)
-        stack.callback(asyncio.create_task(gke.run()).cancel)
+        if on_gke:
+            stack.callback(asyncio.create_task(gke.run()).cancel)
         yield World(server, kube, stack, gke)
 
 
@@ -240,6 +241,76 @@ def test_who_is_turned_away_is_told_why_and_when_to_come_again(server: Server) -
             assert await claims.wait(lambda: claims.objects.keys() == left, timeout=PATIENCE)  # no record of the others
 
     run(server, act)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_node_that_takes_no_token_of_ours_costs_no_clone_and_its_refusal_is_told(server: Server, status: int) -> None:
+    async def act(world: World) -> None:
+        refused = await world.stack.enter_async_context(a_service(status, {"cause": "the token opens nothing here"}))
+        dispatcher = await a_pool_on(world, refused, refused, refused)
+        before = {name: one["metadata"]["uid"] for name, one in dispatcher.state.pods.objects.items()}
+        await world.claim("one")
+        assert await decided(dispatcher, "one") == "Failed"
+        told = (await world.kube.get(CLAIMS, "one"))["status"]
+        assert told["reason"] == "NodeRefused"
+        assert "does not take our token: the token opens nothing here" in told["message"]
+        pods = (await world.kube.list(PODS))["items"]
+        assert {one["metadata"]["name"]: one["metadata"]["uid"] for one in pods} == before
+        assert {(state_of(one), CLAIM in notes_of(one)) for one in pods} == {(PARKED, False)}
+
+    run(server, act, on_gke=False)
+
+
+def test_a_claim_that_one_node_refuses_is_bound_on_another(server: Server) -> None:
+    async def act(world: World) -> None:
+        refuses = await world.stack.enter_async_context(a_service(401, {}))
+        takes = await world.stack.enter_async_context(a_service(200, {"id": "0" * 32, "name": "clone"}))
+        dispatcher = await a_pool_on(world, refuses, takes)
+        await world.claim("one", region="r0")  # where the first node is
+        assert await decided(dispatcher, "one") == "Bound"
+        assert (await world.kube.get(CLAIMS, "one"))["status"]["node"] == "n1"
+        left = [one for one in (await world.kube.list(PODS))["items"] if one["spec"].get("nodeName") == "n0"]
+        assert [state_of(one) for one in left] == [PARKED]
+
+    run(server, act, on_gke=False)
+
+
+@asynccontextmanager
+async def a_service(status: int, told: Json) -> AsyncGenerator[str]:
+    """The URL of what stands in for a node's service: whatever is asked, it answers this."""
+    body = msgspec.json.encode(told)
+    head = f"HTTP/1.1 {status} So\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head + body)
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+
+
+async def a_pool_on(world: World, *urls: str) -> Dispatcher:
+    """A dispatcher, and a pool of the `node` back end with a clone parked on each of these nodes: n0 in r0, and on."""
+    machine = msgspec.json.encode(Compat("x86_64", "6.8.0", "criu 4.2.1")).decode()
+    for number, url in enumerate(urls):
+        lease = Hold(world.kube, f"node-n{number}", f"n{number}", seconds=600, clock=lambda: 0.0, now=lambda: 0.0)
+        labels = {NODE_LABEL: "true", REGION: f"r{number}"}
+        assert await lease.take(labels=labels, annotations={MACHINE: machine, URL: url})
+    await world.kube.create(TEMPLATES, {"metadata": {"name": "golden"}, "spec": {"sandbox": {"command": ["true"]}}})
+    status = {"phase": "Ready", "snapshot": UUID, "observedGeneration": 1}
+    await world.kube.patch(TEMPLATES, "golden", {"status": status}, sub="status")
+    marks = {"low": len(urls), "high": len(urls), "limit": len(urls)}
+    await world.kube.create(POOLS, {"metadata": {"name": "web"}, "spec": {"template": "golden", **marks}})
+    dispatcher = await world.dispatch()
+    pods = dispatcher.state.pods
+    assert await pods.wait(lambda: len(pods.objects) == len(urls), timeout=PATIENCE)
+    for number, name in enumerate(sorted(pods.objects)):
+        meta = {"labels": {STATE_LABEL: PARKED}, "annotations": {SNAPSHOT: UUID}}
+        await world.kube.patch(PODS, name, {"metadata": meta, "spec": {"nodeName": f"n{number}"}})
+    await parked(dispatcher, len(urls))
+    return dispatcher
 
 
 def test_a_dispatcher_that_heard_nothing_calls_no_node_lost_that_renewed_its_lease(server: Server) -> None:

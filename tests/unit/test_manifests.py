@@ -7,11 +7,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import click
 import kubernetes_validate
 import pytest
 import yaml
 
 from kube.schema import admit
+from thawbox.cli.app import thawbox
 from thawbox.cluster.crds import crds
 from thawbox.cluster.manifests.render import render, write
 from thawbox.cluster.manifests.settings import DeploySettings, read_settings, settings_page
@@ -118,6 +120,50 @@ def test_only_the_nodes_own_pods_are_privileged_and_no_role_reaches_further_than
     node = next(one for one in objects("Role") if one["metadata"]["name"] == "thawbox-node")
     allowed = {(name, verb) for rule in node["rules"] for name in rule["resources"] for verb in rule["verbs"]}
     assert not allowed & {("pods", "create"), ("pods", "delete"), ("claims", "patch"), ("claims", "create")}
+
+
+def commands() -> list[list[str]]:
+    """What the containers of our own image are started with."""
+    found: list[list[str]] = []
+    for kind in ("Deployment", "DaemonSet"):
+        for one in objects(kind):
+            pod = one["spec"]["template"]["spec"]
+            found += [each["command"] for each in pod["containers"] if each.get("command", [""])[0] == "thawbox"]
+    return found
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda command: " ".join(command[1:3]))
+def test_every_command_and_option_that_is_rendered_is_one_of_ours(command: list[str]) -> None:
+    found: click.Command | None = thawbox
+    context, rest = click.Context(thawbox), command[1:]
+    while isinstance(found, click.Group):
+        found, rest = found.get_command(context, rest[0]), rest[1:]
+    assert found is not None
+    assert found.make_context(command[1], rest).args == []
+
+
+def test_the_dispatcher_shows_what_the_nodes_were_given_and_has_no_key_of_theirs() -> None:
+    dispatcher = next(one for one in objects("Deployment") if one["metadata"]["name"] == "thawbox-dispatcher")
+    node = next(one for one in objects("DaemonSet") if one["metadata"]["name"] == "thawbox-node")
+    pods = [one["spec"]["template"]["spec"] for one in (dispatcher, node)]
+    dispatch, serve, agent = (one for pod in pods for one in pod["containers"])
+
+    def secret(pod: Json, container: Json, option: str) -> tuple[str, str]:
+        """The secret and its key whose file an option names."""
+        path = Path(container["command"][container["command"].index(option) + 1])
+        name = next(one["name"] for one in container["volumeMounts"] if Path(one["mountPath"]) == path.parent)
+        return next(one["secret"]["secretName"] for one in pod["volumes"] if one["name"] == name), path.name
+
+    shown, taken = secret(pods[0], dispatch, "--node-token-file"), secret(pods[1], serve, "--token-file")
+    assert shown == taken == ("thawbox-node-token", "token")
+    trusted, answered = secret(pods[0], dispatch, "--node-ca"), secret(pods[1], serve, "--tls-cert")
+    assert trusted == answered == ("thawbox-node-tls", "tls.crt")
+    visible = next(one["secret"] for one in pods[0]["volumes"] if one["name"] == "node-tls")
+    assert [one["key"] for one in visible["items"]] == ["tls.crt"]
+    url = agent["command"][agent["command"].index("--url") + 1]
+    assert (url.partition(":")[0], serve["readinessProbe"]["httpGet"]["scheme"]) == ("https", "HTTPS")
+    assert not {"node-token", "node-tls"} & {one["name"] for one in agent["volumeMounts"]}
+    assert "add" not in agent["securityContext"]["capabilities"]
 
 
 def test_the_golden_pod_is_annotated_and_ready_only_when_it_may_be_checkpointed() -> None:

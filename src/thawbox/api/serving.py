@@ -15,7 +15,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -53,12 +53,16 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """Where the service answers beside its unix socket: `port` None is nowhere, 0 any that is free."""
+    """Where the service answers beside its unix socket: `port` None is nowhere, 0 any that is free.
+
+    `secret` opens everything, as the tokens of this home that are an admin's do.
+    """
 
     host: str = "127.0.0.1"
     port: int | None = None
     certificate: Path | None = None
     key: Path | None = None
+    secret: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,8 @@ def serve(
         server = _Server(config, service, outside, context, drain_timeout)
         undo.enter_context(_ended_by_signals(server))
         undo.enter_context(service)
+        if listening.secret:
+            service.tokens.give(listening.secret)
         inside = undo.enter_context(_listening(home))
         undo.callback(notify, told, "STOPPING=1")
         server.when_started = partial(_tell_ready, told, ready, Answering(home / SOCKET, _url(listening, outside)))

@@ -49,15 +49,17 @@ def _need_extra() -> None:
 @click.option("--listen", default="0.0.0.0:8080", show_default=True, metavar="HOST:PORT",
               help="Where /v1/claims is answered; port 0: any.")  # fmt: skip
 @click.option("--token-file", default="", metavar="FILE", help="Who asks over HTTP must bring the token in it.")
-@click.option("--node-token-file", default="", metavar="FILE", help="The admin token of the nodes' services.")
+@click.option("--node-token-file", default="", metavar="FILE", help="The token that opens every node's service.")
+@click.option("--node-ca", default="", metavar="FILE",
+              help="Who signed the nodes' certificates, for the name thawbox-node (PEM).")  # fmt: skip
 @click.option("--identity", default="", help="This dispatcher's name among several; default: the host's.")
 @click.option("--image", default="", help="Image of the placeholder pods; default: Kubernetes' own pause.")
 @click.option("--lead-seconds", default=15.0, show_default=True, help="How long a dead leader keeps the lead.")
 @click.option("--reconcile/--no-reconcile", default=True, show_default=True, help="Also capture golden snapshots.")
 @json_option
 def dispatch_command(
-    *, namespace: str, kubeconfig: str, server: str, listen: str, token_file: str, node_token_file: str, identity: str,
-    image: str, lead_seconds: float, reconcile: bool, as_json: bool,
+    *, namespace: str, kubeconfig: str, server: str, listen: str, token_file: str, node_token_file: str, node_ca: str,
+    identity: str, image: str, lead_seconds: float, reconcile: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Bind every Claim of the namespace to a parked clone, keep pools filled, recover what lost nodes had.
 
@@ -80,7 +82,7 @@ def dispatch_command(
     options = Options(identity or socket.gethostname(), lead_seconds=lead_seconds, image=image or PLACEHOLDER_IMAGE)
     _run(dispatch(
         Where(namespace, server, kubeconfig), options, listen=(host.strip("[]"), int(port)),
-        token=read_token(token_file), node_token=read_token(node_token_file), reconcile=reconcile,
+        token=read_token(token_file), node_token=read_token(node_token_file), node_ca=node_ca, reconcile=reconcile,
         ready=lambda url: _say({"url": url}, f"answering on {url}", as_json=as_json),
     ))  # fmt: skip
 

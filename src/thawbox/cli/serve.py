@@ -21,6 +21,12 @@ _LOOPBACK = ("127.", "::1", "localhost")
 @click.command("serve", short_help="Own the node, and answer for it over HTTP.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="With --port: the address to answer on.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Answer on TCP too, for tokens; 0: any port.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A token that opens everything here, too: one that many nodes are given. Read at the start, kept nowhere.",
+)
 @click.option("--tls-cert", type=click.Path(path_type=Path), metavar="FILE", help="Certificate chain (PEM): HTTPS.")
 @click.option("--tls-key", type=click.Path(path_type=Path), metavar="FILE", help="Its private key (PEM).")
 @click.option(
@@ -32,8 +38,9 @@ _LOOPBACK = ("127.", "::1", "localhost")
 )
 @json_option
 def serve_command(
-    *, host: str, port: int | None, tls_cert: Path | None, tls_key: Path | None, drain_timeout: str, as_json: bool
-) -> None:
+    *, host: str, port: int | None, token_file: Path | None, tls_cert: Path | None, tls_key: Path | None,
+    drain_timeout: str, as_json: bool,
+) -> None:  # fmt: skip
     """Keep every pool of this node filled, watch over its supervised sandboxes, and answer on a socket below
     THAWBOX_HOME, which only root can open, until SIGTERM or Ctrl-C.
 
@@ -44,6 +51,7 @@ def serve_command(
     """
     from thawbox.api.observing import observing_as
     from thawbox.api.serving import Listening, serve
+    from thawbox.api.tokens import read_secret
     from thawbox.cli.spec_text import read_span
     from thawbox.config import load_settings
     from thawbox.node import Node
@@ -57,7 +65,8 @@ def serve_command(
 
     if not as_json and port is not None and tls_cert is None and not host.startswith(_LOOPBACK):
         click.echo(f"thawbox: tokens and all else travel readable to {host}: see --tls-cert", err=True)
-    listening = Listening(host, port, tls_cert, tls_key)
+    secret = read_secret(token_file) if token_file is not None else ""
+    listening = Listening(host, port, tls_cert, tls_key, secret)
     seconds = read_span(drain_timeout)
     settings = load_settings()
     observing = observing_as(settings, node=socket.gethostname())

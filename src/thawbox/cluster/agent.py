@@ -40,7 +40,7 @@ from thawbox.cluster.kube import CLAIMS, PODS, POOLS, TEMPLATES, Conflict, Kube
 from thawbox.cluster.nodes import Nodes
 from thawbox.cluster.state import BROKEN, EMPTY, LEASED, PARKED, is_there, notes_of, pool_of, state_of
 from thawbox.cluster.times import read, written
-from thawbox.errors import NotFound, ThawboxError, Unavailable
+from thawbox.errors import NotFound, Refused, ThawboxError, Unavailable
 
 _log = structlog.get_logger()
 RETRY_SECONDS = 10.0
@@ -170,7 +170,7 @@ class Agent:
         try:
             done = await self._nodes.place(self.options.own, pod=meta["uid"], snapshot=snapshot, **wish)
             notes |= {SNAPSHOT: snapshot, SANDBOX: done["id"], SANDBOX_NAME: done["name"]}
-        except Unavailable:
+        except (Unavailable, Refused):
             raise
         except ThawboxError as error:
             state, notes = BROKEN, {WHY: str(error)[:1000]}

@@ -16,7 +16,7 @@ import json
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import structlog
@@ -26,9 +26,9 @@ from thawbox.cluster.crds import CLAIM, CLAIM_NAME, STATE_LABEL, WANTED, WHY, Js
 from thawbox.cluster.facts import WAITS, Reason, Refusal
 from thawbox.cluster.kube import CLAIMS, PODS, POOLS, TEMPLATES, Conflict, Kube
 from thawbox.cluster.scale_plan import Demand, admit
-from thawbox.cluster.state import BROKEN, LEASED, State, is_there, leased_by, notes_of
+from thawbox.cluster.state import BROKEN, LEASED, PARKED, State, is_there, leased_by, notes_of
 from thawbox.cluster.times import condition, read, with_condition, written
-from thawbox.errors import EngineError, NotFound, ThawboxError, Unavailable
+from thawbox.errors import EngineError, NotFound, Refused, ThawboxError, Unavailable
 
 _log = structlog.get_logger()
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.005, 1.0
@@ -210,11 +210,17 @@ class Binding:
 
     async def _bind(self, claim: Json, pod: Json) -> None:
         name, pool = claim["metadata"]["name"], claim["spec"]["pool"]
-        attempt = 0
+        attempt, refusing = 0, set[str]()
         try:
             while True:
                 try:
                     await self._bind_once(claim, pod)
+                except Refused:
+                    refusing.add(pod["spec"]["nodeName"])
+                    again = self._choose(claim, without=refusing)
+                    if again is None:
+                        raise
+                    pod = again
                 except (Conflict, NotFound, Unavailable, EngineError) as error:
                     _log.info("bind.again", claim=name, pod=pod["metadata"]["name"], why=str(error))
                     attempt += 1
@@ -244,22 +250,31 @@ class Binding:
             return now, own
         if own is not None:
             await self.break_pod(own, "its node was lost before its clone ran")
-        chosen = self._state.fleet.choose(self._state.wish(now))
-        pod = self._state.take(chosen, pool) if isinstance(chosen, str) else None
+        pod = self._choose(now)
         if pod is None:
             self.line(pool).waiting.appendleft(name)
         return now, pod
+
+    def _choose(self, claim: Json, *, without: Collection[str] = ()) -> Json | None:
+        """A parked pod for a claim, taken, if there is one; on none of these nodes."""
+        chosen = self._state.fleet.choose(self._state.wish(claim), without=without)
+        return self._state.take(chosen, claim["spec"]["pool"]) if isinstance(chosen, str) else None
 
     # --- binding ----------------------------------------------------------------------------------------------
 
     async def _bind_once(self, claim: Json, pod: Json) -> None:
         begun = time.perf_counter()
         uid, name = claim["metadata"]["uid"], pod["metadata"]["name"]
-        if leased_by(pod) != uid:
+        is_new = leased_by(pod) != uid
+        if is_new:
             pod = await self.swap(claim, pod)
         backend = self._backend_of(claim)
         try:
             sandbox = await backend.acquire(pod, environment=claim["spec"].get("environment"))
+        except Refused:
+            if is_new:
+                await self._park_again(pod, uid)
+            raise
         except (NotFound, EngineError) as error:
             await self.break_pod(pod, str(error))
             raise
@@ -287,6 +302,19 @@ class Binding:
             raise
         self._state.pods.seen(found)
         return found
+
+    async def _park_again(self, pod: Json, uid: str) -> None:
+        """The node did not listen to us: the clone is as it was, and waits for whoever comes next."""
+        name = pod["metadata"]["name"]
+        change = {"metadata": {"labels": {STATE_LABEL: PARKED}, "annotations": {CLAIM: None, CLAIM_NAME: None}}}
+        with contextlib.suppress(NotFound):
+            while leased_by(pod) == uid:
+                version = pod["metadata"]["resourceVersion"]
+                try:
+                    pod = await self._kube.patch(PODS, name, change, version=version)
+                except Conflict:
+                    pod = await self._kube.get(PODS, name)
+                self._state.pods.seen(pod)
 
     async def _look_again(self, name: str) -> None:
         """Somebody was quicker: know it now, not when the watch tells."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
@@ -13,6 +14,7 @@ from thawbox.errors import (
     IntegrityError,
     InvalidRequest,
     NotFound,
+    Refused,
     ThawboxError,
     Unavailable,
     Unsupported,
@@ -25,6 +27,8 @@ _FAMILIES: dict[str, type[ThawboxError]] = {
     "invalid": InvalidRequest, "not_found": NotFound, "unsupported": Unsupported, "incompatible": Incompatible,
     "unavailable": Unavailable, "engine": EngineError, "integrity": IntegrityError,
 }  # fmt: skip
+NAME = "thawbox-node"
+"""What the certificate of a node names: their addresses come and go."""
 ACQUIRE_SECONDS = 10.0
 LONG_SECONDS = 600.0
 
@@ -36,10 +40,15 @@ class NodeError(EngineError):
 
 
 class Nodes:
-    """Every node by its URL (`http://…`, `https://…`, `unix:///path/of/serve.sock`), its connections kept."""
+    """Every node by its URL (`http://…`, `https://…`, `unix:///path/of/serve.sock`), its connections kept.
 
-    def __init__(self, *, token: str = "") -> None:
+    With `ca` (a file, PEM) a node is trusted over TLS whose certificate it signed for the name `thawbox-node`;
+    without, one that the machine's own authorities signed for the address.
+    """
+
+    def __init__(self, *, token: str = "", ca: str = "") -> None:
         self._token = token
+        self._tls = _trusting(ca) if ca else None
         self._clients: dict[str, httpx.AsyncClient] = {}
 
     async def __aenter__(self) -> Self:
@@ -99,8 +108,9 @@ class Nodes:
     async def _ask(self, url: str, method: str, path: str, body: Json | None = None, *, timeout: float = 30) -> Json:
         import httpx
 
+        name = {"sni_hostname": NAME} if self._tls is not None else {}
         try:
-            answer = await self._client(url).request(method, path, json=body, timeout=timeout)
+            answer = await self._client(url).request(method, path, json=body, timeout=timeout, extensions=name)
         except httpx.HTTPError as error:
             raise Unavailable(f"the node at {url} does not answer {path}: {type(error).__name__} {error}") from error
         if answer.is_success:
@@ -111,6 +121,9 @@ class Nodes:
         except ValueError:
             told = {}
         code = str(told.get("code", ""))
+        if answer.status_code in (401, 403):
+            cause = f"the node at {url} does not take our token: {told.get('cause') or answer.status_code}"
+            raise Refused(cause, remediation="give its `serve` (--token-file) and us (--node-token-file) the same")
         family = _FAMILIES.get(code.partition(".")[0], NodeError)
         cause = told.get("cause") or f"the node at {url} answers {answer.status_code} to {path}"
         raise family(f"{cause} ({code})" if code else cause, remediation=str(told.get("remediation", "")))
@@ -122,11 +135,16 @@ class Nodes:
             headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
             socket = url.removeprefix("unix://") if url.startswith("unix://") else None
             limits = httpx.Limits(max_connections=64, max_keepalive_connections=16)
-            transport = (
-                httpx.AsyncHTTPTransport(uds=socket, limits=limits)
-                if socket
-                else httpx.AsyncHTTPTransport(limits=limits)
-            )
+            transport = httpx.AsyncHTTPTransport(uds=socket, limits=limits, verify=self._tls or socket is None)
             base = "http://node" if socket else url
             self._clients[url] = httpx.AsyncClient(base_url=base, headers=headers, transport=transport)
         return self._clients[url]
+
+
+def _trusting(ca: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except OSError as error:  # an SSLError is one, too
+        raise InvalidRequest(
+            f"the certificate {ca} cannot be used: {error}", remediation="name a file in PEM"
+        ) from error

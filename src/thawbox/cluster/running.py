@@ -33,15 +33,18 @@ def read_token(path: str) -> str:
     """The token in a file; empty without one. Raises InvalidRequest for an empty file."""
     if not path:
         return ""
-    token = Path(path).read_text().strip()
+    try:
+        token = Path(path).read_text().strip()
+    except OSError as error:
+        raise InvalidRequest(f"the token file {path} cannot be read: {error.strerror}") from error
     if not token:
         raise InvalidRequest(f"the token file {path} is empty", remediation="put one token into it")
     return token
 
 
 async def dispatch(
-    where: Where, options: Options, *, listen: tuple[str, int], token: str, node_token: str, reconcile: bool,
-    ready: Callable[[str], None],
+    where: Where, options: Options, *, listen: tuple[str, int], token: str, node_token: str, node_ca: str,
+    reconcile: bool, ready: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Dispatch, and answer `/v1/claims` on `listen` (port 0: any), until SIGTERM or SIGINT."""
     import uvicorn
@@ -52,7 +55,7 @@ async def dispatch(
     with socket.create_server(listen, backlog=512) as listening:
         async with (
             connected(namespace=where.namespace, server=where.server, kubeconfig=where.kubeconfig) as kube,
-            Nodes(token=node_token) as nodes, dispatching(kube, nodes, options) as dispatcher,
+            Nodes(token=node_token, ca=node_ca) as nodes, dispatching(kube, nodes, options) as dispatcher,
         ):  # fmt: skip
             with contextlib.ExitStack() as undo:
                 if reconcile:

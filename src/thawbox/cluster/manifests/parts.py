@@ -95,13 +95,21 @@ def priority(settings: DeploySettings) -> list[Json]:
     return [level, flow]
 
 
+_NODE_TOKEN, _NODE_TLS = "/etc/thawbox/node", "/etc/thawbox/node-tls"
+
+
+def _secret(name: str, path: str) -> Json:
+    return {"name": name, "mountPath": path, "readOnly": True}
+
+
 def dispatcher(settings: DeploySettings) -> list[Json]:
     labels = {"app.kubernetes.io/name": "thawbox-dispatcher"}
     port = 8080
     probe: Json = {"httpGet": {"path": "/readyz", "port": "http"}, "periodSeconds": 2}
     command = [
         "thawbox", "cluster", "dispatch", "--namespace", settings.namespace, "--listen", f"0.0.0.0:{port}",
-        "--token-file", "/etc/thawbox/dispatch/token", "--node-token-file", "/etc/thawbox/node/token",
+        "--token-file", "/etc/thawbox/dispatch/token", "--node-token-file", f"{_NODE_TOKEN}/token",
+        "--node-ca", f"{_NODE_TLS}/tls.crt",
         "--identity", "$(POD_NAME)", "--image", settings.placeholder_image or PLACEHOLDER_IMAGE,
     ]  # fmt: skip
     container = {
@@ -113,8 +121,8 @@ def dispatcher(settings: DeploySettings) -> list[Json]:
         "resources": {"requests": {"cpu": "500m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}},
         "securityContext": _CLOSED,
         "volumeMounts": [
-            {"name": "dispatch-token", "mountPath": "/etc/thawbox/dispatch", "readOnly": True},
-            {"name": "node-token", "mountPath": "/etc/thawbox/node", "readOnly": True},
+            _secret("dispatch-token", "/etc/thawbox/dispatch"), _secret("node-token", _NODE_TOKEN),
+            _secret("node-tls", _NODE_TLS),
         ],
     }  # fmt: skip
     spread = {
@@ -129,6 +137,9 @@ def dispatcher(settings: DeploySettings) -> list[Json]:
             "volumes": [
                 {"name": "dispatch-token", "secret": {"secretName": "thawbox-dispatch-token"}},
                 {"name": "node-token", "secret": {"secretName": "thawbox-node-token"}},
+                {"name": "node-tls", "secret": {  # the certificate alone: the key is the nodes'
+                    "secretName": "thawbox-node-tls", "items": [{"key": "tls.crt", "path": "tls.crt"}],
+                }},
             ],
         },
     }  # fmt: skip
@@ -155,7 +166,7 @@ def _mounted(name: str, path: str) -> Json:
 
 
 def node(settings: DeploySettings) -> Json:
-    """The only privileged thing: the node's service and its agent, on nodes that bootstrap has found fit."""
+    """The only privileged thing: the node's service, and beside it the agent, which asks it over its socket as root."""
     labels = {"app.kubernetes.io/name": "thawbox-node"}
     env = [
         {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
@@ -165,20 +176,29 @@ def node(settings: DeploySettings) -> Json:
     mounts = [
         _mounted("home", settings.node_home), _mounted("cgroups", "/sys/fs/cgroup"), _mounted("run", "/run/thawbox"),
     ]  # fmt: skip
+    secrets = [_secret("node-token", _NODE_TOKEN), _secret("node-tls", _NODE_TLS)]
     serve = {
-        "name": "serve", "image": settings.image, "env": env, "volumeMounts": mounts,
-        "command": ["thawbox", "serve", "--host", "$(HOST_IP)", "--port", str(settings.node_port)],
-        "ports": [{"name": "http", "containerPort": settings.node_port}], "securityContext": {"privileged": True},
-        "readinessProbe": {"httpGet": {"path": "/readyz", "port": "http"}, "periodSeconds": 5},
+        "name": "serve", "image": settings.image, "env": env, "volumeMounts": [*mounts, *secrets],
+        "command": [
+            "thawbox", "serve", "--host", "$(HOST_IP)", "--port", str(settings.node_port),
+            "--token-file", f"{_NODE_TOKEN}/token",
+            "--tls-cert", f"{_NODE_TLS}/tls.crt", "--tls-key", f"{_NODE_TLS}/tls.key",
+        ],
+        "ports": [{"name": "https", "containerPort": settings.node_port}], "securityContext": {"privileged": True},
+        "readinessProbe": {
+            "httpGet": {"path": "/readyz", "port": "https", "scheme": "HTTPS"}, "periodSeconds": 5,
+        },
         "resources": {"requests": {"cpu": "250m", "memory": "256Mi"}},
     }  # fmt: skip
     agent = {
         "name": "agent", "image": settings.image, "env": env, "volumeMounts": mounts,
         "command": [
             "thawbox", "cluster", "node-agent", "--namespace", settings.namespace, "--node", "$(NODE_NAME)",
-            "--url", f"http://$(HOST_IP):{settings.node_port}", "--region", settings.region,
+            "--url", f"https://$(HOST_IP):{settings.node_port}", "--region", settings.region,
         ],
-        "securityContext": {"runAsUser": 0, "capabilities": {"drop": ["ALL"], "add": ["SYS_PTRACE"]}},
+        "securityContext": {
+            "runAsUser": 0, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]},
+        },
         "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
     }  # fmt: skip
     pod = {
@@ -191,6 +211,8 @@ def node(settings: DeploySettings) -> Json:
             "volumes": [
                 _host("home", settings.node_home), _host("cgroups", "/sys/fs/cgroup", "Directory"),
                 {"name": "run", "emptyDir": {"medium": "Memory"}},
+                {"name": "node-token", "secret": {"secretName": "thawbox-node-token"}},
+                {"name": "node-tls", "secret": {"secretName": "thawbox-node-tls"}},
             ],
         },
     }  # fmt: skip
