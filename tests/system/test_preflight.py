@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from guests import SETUP, evaluate, interpreter, run
-from thawbox.errors import Unsupported
+from thawbox.errors import DumpFailed, Unsupported
 from thawbox.host.preflight import GHOST_LIMIT, examine
-from thawbox.model import Phase
+from thawbox.host.proc import children
+from thawbox.model import Mount, Phase
 from thawbox.node import Node
 
 IO_URING_SETUP, USERFAULTFD = 425, 323
@@ -54,7 +57,7 @@ os.waitpid(child, os.WUNTRACED)
     sandbox = interpreter(node, setup)
     (finding,) = sandbox.preflight()
     assert (finding.where, finding.what, finding.blocking) == ("process", "ptrace", True)
-    assert finding.pid == evaluate(sandbox, "child")
+    assert [finding.pid, finding.cause] == evaluate(sandbox, "[child, f'process {os.getpid()} (python3) traces it']")
     with pytest.raises(Unsupported, match=rf"process {finding.pid} \(python3\).*ptrace.*python3.*traces it"):
         sandbox.checkpoint()
     assert sandbox.state is Phase.RUNNING
@@ -84,6 +87,88 @@ def test_watches_on_kernel_file_systems_are_a_warning(node: Node) -> None:
     (finding,) = sandbox.preflight()
     assert (finding.what, finding.blocking) == ("inotify", False)
     assert "proc" in finding.cause
+
+
+CONNECT = "import socket\nlink = socket.socket(socket.AF_UNIX)\nlink.connect('/mnt/listens')"
+ACCEPT = """
+import os, socket
+server = socket.socket(socket.AF_UNIX); server.bind('/mnt/accepts'); server.listen(); os.chmod('/mnt/accepts', 0o666)
+"""
+
+
+@pytest.mark.parametrize("who", ["the sandbox", "the sandbox, unheard", "the host"])
+def test_a_unix_socket_whose_other_end_is_outside_is_named_until_it_is_closed(
+    node: Node, tmp_path: Path, who: str
+) -> None:
+    (shown := tmp_path / "shown").mkdir()
+    mounts = (Mount(str(shown), "/mnt"),)
+    with socket.socket(socket.AF_UNIX) as host:
+        if who != "the host":
+            host.bind(str(shown / "listens"))
+            host.listen()
+            sandbox = interpreter(node, CONNECT, mounts=mounts)
+            ends = [host.accept()[0]] if who == "the sandbox" else []
+        else:
+            ends = []
+            sandbox = interpreter(node, ACCEPT, mounts=mounts)
+            host.connect(str(shown / "accepts"))
+            run(sandbox, "link, _ = server.accept()")
+        descriptor, process = evaluate(sandbox, "[link.fileno(), os.getpid()]")
+        (finding,) = sandbox.preflight()
+        assert (finding.pid, finding.where, finding.blocking) == (process, f"descriptor {descriptor}", True)
+        assert "outside" in finding.cause
+        with pytest.raises(Unsupported, match=rf"process {process} \(python3\), descriptor {descriptor}: socket"):
+            sandbox.checkpoint()
+        assert sandbox.state is Phase.RUNNING
+        run(sandbox, "link.close()")
+        for end in ends:
+            end.close()
+        assert sandbox.preflight() == ()
+        sandbox.checkpoint()
+
+
+def test_a_socket_on_its_way_between_processes_is_not_taken_for_one_outside(node: Node) -> None:
+    setup = """
+import socket
+a, b = socket.socketpair()
+c, d = socket.socketpair()
+socket.send_fds(a, [b"x"], [c.fileno()])
+c.close()
+"""
+    sandbox = interpreter(node, setup)
+    assert not [finding for finding in sandbox.preflight() if finding.blocking]
+    clone = sandbox.checkpoint().clone()
+    sent = "_, (fd,), _, _ = socket.recv_fds(b, 9, 1)\nos.write(fd, b'hello')\nanswer = d.recv(9).decode()"
+    assert run(clone, sent) == "hello"
+
+
+def test_a_message_queue_is_named(node: Node) -> None:
+    setup = "import ctypes\nqueue = ctypes.CDLL(None).mq_open(b'/queue', os.O_CREAT | os.O_RDWR, 0o600, None)"
+    sandbox = interpreter(node, setup)
+    queue = evaluate(sandbox, "queue")
+    assert queue > 0
+    (finding,) = sandbox.preflight()
+    assert (finding.where, finding.what, finding.blocking) == (f"descriptor {queue}", "/queue", True)
+    with pytest.raises(Unsupported, match=rf"descriptor {queue}: /queue: it is a POSIX message queue"):
+        sandbox.checkpoint()
+    run(sandbox, "os.close(queue)")
+    sandbox.checkpoint()
+
+
+def test_what_only_the_engine_finds_is_named_in_its_failure(node: Node, tmp_path: Path) -> None:
+    (shown := tmp_path / "shown").mkdir()
+    with socket.socket(socket.AF_UNIX) as host, (tmp_path / "outside").open("w") as file:
+        sandbox = interpreter(node, ACCEPT, mounts=(Mount(str(shown), "/mnt"),))
+        host.connect(str(shown / "accepts"))
+        socket.send_fds(host, [b"x"], [file.fileno()])
+        run(sandbox, "link, _ = server.accept()\n_, (fd,), _, _ = socket.recv_fds(link, 9, 1)\nlink.close()")
+    descriptor, process = evaluate(sandbox, "[fd, os.getpid()]")
+    with pytest.raises(DumpFailed) as failed:
+        sandbox.checkpoint()
+    named = rf"\(process {process}, descriptor {descriptor}\): process {process} \(python3\), descriptor {descriptor}: "
+    assert re.search(named, failed.value.cause)
+    assert failed.value.remediation == "close it before the checkpoint"
+    assert sandbox.state is Phase.RUNNING
 
 
 @pytest.fixture
@@ -128,6 +213,14 @@ def test_what_no_sandbox_should_hold_is_named(
     assert [one.blocking for one in found][:1] == [True]
     assert found[0].where.startswith(("descriptor ", "mapping "))
     assert any(remedy in one.remediation for one in found)
+
+
+def test_a_tracer_outside_is_named_by_the_number_that_the_host_has_for_it(stranger: Callable[[str], int]) -> None:
+    begin_and_stop = "libc.ptrace(0, 0, 0, 0); os.kill(os.getpid(), 19); os._exit(0)"
+    tracer = stranger(f"traced = os.fork()\nif traced == 0: {begin_and_stop}\nos.waitpid(traced, os.WUNTRACED)")
+    (traced,) = children(tracer)
+    (finding,) = examine([traced], keeper=os.getpid())
+    assert re.fullmatch(rf"process {tracer} of the host \(.*\) traces it", finding.cause)
 
 
 def test_a_process_in_a_user_namespace_of_its_own_is_named(stranger: Callable[[str], int]) -> None:

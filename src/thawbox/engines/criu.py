@@ -295,7 +295,7 @@ _KNOWN: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"[Uu]nix socket .*not found|External socket is used"), "close connections to the outside first"),
     (re.compile(r"No space left on device"), "free disk space, or move THAWBOX_HOME"),
     (re.compile(r"Cannot allocate memory|[Oo]ut of memory"), "raise the memory limit of the sandbox"),
-    (re.compile(r"Can't lookup mount"), "a descriptor was opened outside the sandbox; close it first"),
+    (re.compile(r"Can't lookup mount"), "a message queue, or what was opened outside the sandbox: close it first"),
     (re.compile(r"nested|user ns|userns"), "nested user namespaces cannot be checkpointed"),
     (re.compile(r"Permission denied|Operation not permitted"), "run as root with CAP_SYS_ADMIN and CAP_SYS_PTRACE"),
 )
@@ -307,10 +307,19 @@ def _failure(kind: type[EngineError], what: str, work: Path) -> EngineError:
     """An error that carries CRIU's last words: its first error line in the cause, its tail in `.log`."""
     lines = _log_lines(work)
     errors = [line for line in lines if "Error" in line and not any(noise in line for noise in _NOISE)]
-    words = f": {errors[0]}" if errors else ""
+    words = f": {errors[0]}{_whose(errors)}" if errors else ""
     text = "\n".join(errors)
     remedy = next((remedy for pattern, remedy in _KNOWN if pattern.search(text)), "read the log; `thawbox doctor`")
     return kind(f"{what}{words}", remediation=remedy, log="\n".join(lines[-LOG_TAIL:]))
+
+
+def _whose(errors: Sequence[str]) -> str:
+    """Which process and descriptor CRIU was at: the one it says where it gives up, the other in its first error."""
+    process = next((found[1] for line in errors if (found := re.search(r"\(pid: (\d+)\)", line))), "")
+    descriptor = re.search(r"\bfd[= ](\d+)\b", errors[0])
+    if not process:
+        return ""
+    return f" (process {process}{f', descriptor {descriptor[1]}' if descriptor else ''})"
 
 
 def _log_lines(work: Path) -> list[str]:

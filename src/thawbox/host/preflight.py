@@ -13,11 +13,13 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from thawbox.host.proc import command_name, pid_inside
+from thawbox.errors import NotFound
+from thawbox.host.proc import children, command_name, pid_inside
+from thawbox.host.unix_sockets import UNKNOWN, unix_peers
 
 GHOST_LIMIT = 256 << 20
 """Bytes on disk of an unlinked open file that the engine still carries along (`engines/criu.py` asks for as many)."""
@@ -71,6 +73,15 @@ class _Fault:
     blocking: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class _UnixSocket:
+    """A descriptor of process `pid` (the host's number)."""
+
+    pid: int
+    where: str
+    inode: int
+
+
 def examine(pids: Iterable[int], *, keeper: int, thorough: bool = False) -> tuple[Finding, ...]:
     """Everything in the processes `pids` (the host's numbers) that cannot be frozen, by process and descriptor.
 
@@ -78,33 +89,44 @@ def examine(pids: Iterable[int], *, keeper: int, thorough: bool = False) -> tupl
     mappings and watches, which costs about a millisecond each. Processes that end meanwhile are left out.
     """
     own = _namespaces(keeper)
+    inside = set(pids) - {keeper}
     found: list[Finding] = []
-    for pid in sorted(set(pids) - {keeper}):
+    sockets: list[_UnixSocket] = []
+    for pid in sorted(inside):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-            faults = [*_process_faults(pid, own), *_descriptor_faults(pid, thorough=thorough)]
+            faults = [*_process_faults(pid, own, inside), *_descriptor_faults(pid, sockets, thorough=thorough)]
             if thorough:
                 faults += _mapping_faults(pid)
-            if faults:
-                inside, program = pid_inside(pid) or 0, command_name(pid)
-                found += [
-                    Finding(inside, program, fault.where, fault.what, fault.cause, fault.remediation, fault.blocking)
-                    for fault in faults
-                ]
+            found += _findings(pid, faults)
+    for pid, fault in _far_end_faults(keeper, sockets):
+        found += _findings(pid, [fault])
     return tuple(sorted(found, key=lambda one: (one.pid, one.where)))
+
+
+def _findings(pid: int, faults: Iterable[_Fault]) -> list[Finding]:
+    return [
+        Finding(
+            pid_inside(pid) or 0, command_name(pid), fault.where, fault.what, fault.cause, fault.remediation,
+            fault.blocking,
+        )
+        for fault in faults
+    ]  # fmt: skip
 
 
 def _namespaces(pid: int) -> dict[str, str]:
     return {name: os.readlink(f"/proc/{pid}/ns/{name}") for name in _SHARED_NAMESPACES}
 
 
-def _process_faults(pid: int, own: dict[str, str]) -> Iterator[_Fault]:
+def _process_faults(pid: int, own: dict[str, str], inside: Collection[int]) -> Iterator[_Fault]:
     status = Path(f"/proc/{pid}/status").read_text()
     if "\nState:\tZ" in status:
         return
     tracer = re.search(r"^TracerPid:\t(\d+)", status, re.MULTILINE)
     if tracer and tracer[1] != "0":
-        who = f"process {tracer[1]} ({command_name(int(tracer[1]))})"
-        yield _Fault("process", "ptrace", f"{who} traces it", "detach the debugger, strace or profiler first")
+        yield _Fault(
+            "process", "ptrace", f"{_tracer_name(int(tracer[1]), inside)} traces it",
+            "detach the debugger, strace or profiler first",
+        )  # fmt: skip
     for name, mine in own.items():
         theirs = os.readlink(f"/proc/{pid}/ns/{name}")
         if theirs != mine:
@@ -114,7 +136,14 @@ def _process_faults(pid: int, own: dict[str, str]) -> Iterator[_Fault]:
             )  # fmt: skip
 
 
-def _descriptor_faults(pid: int, *, thorough: bool) -> Iterator[_Fault]:
+def _tracer_name(tracer: int, inside: Collection[int]) -> str:
+    if tracer in inside:
+        return f"process {pid_inside(tracer)} ({command_name(tracer)})"
+    return f"process {tracer} of the host ({command_name(tracer)})"
+
+
+def _descriptor_faults(pid: int, sockets: list[_UnixSocket], *, thorough: bool) -> Iterator[_Fault]:
+    """What is wrong with each descriptor by itself; unix sockets are added to `sockets`, to be seen together."""
     directory = f"/proc/{pid}/fd"
     for fd in os.listdir(directory):
         path = f"{directory}/{fd}"
@@ -126,9 +155,11 @@ def _descriptor_faults(pid: int, *, thorough: bool) -> Iterator[_Fault]:
                 if thorough and target == "anon_inode:inotify":
                     yield from _watch_faults(pid, fd)
             elif target.startswith("socket:"):
-                yield from _socket_faults(where, target, path)
+                yield from _socket_faults(pid, where, target, path, sockets)
             elif target.startswith("/"):
                 yield from _file_faults(where, target, path)
+                if (thorough or target.rfind("/") == 0) and not target.startswith("/memfd:"):
+                    yield from _mount_faults(pid, fd, target)
 
 
 def _anonymous_faults(where: str, kind: str) -> Iterator[_Fault]:
@@ -137,14 +168,66 @@ def _anonymous_faults(where: str, kind: str) -> Iterator[_Fault]:
         yield _Fault(where, kind, "the kernel gives no way to save and rebuild it", remedy)
 
 
-def _socket_faults(where: str, target: str, path: str) -> Iterator[_Fault]:
+def _socket_faults(
+    pid: int, where: str, target: str, path: str, sockets: list[_UnixSocket]
+) -> Iterator[_Fault]:  # fmt: skip
     try:
         protocol = os.getxattr(path, "system.sockprotoname").rstrip(b"\0")
     except OSError:
         return  # an older kernel does not say
-    if not _KNOWN_PROTOCOLS.match(protocol):
+    if protocol.startswith(b"UNIX"):
+        sockets.append(_UnixSocket(pid, where, int(target[len("socket:[") : -1])))
+    elif not _KNOWN_PROTOCOLS.match(protocol):
         name = protocol.decode(errors="replace")
         yield _Fault(where, target, f"a socket of protocol {name} cannot be rebuilt", "close it before the checkpoint")
+
+
+def _far_end_faults(keeper: int, sockets: list[_UnixSocket]) -> Iterator[tuple[int, _Fault]]:
+    """Unix sockets whose other end no process of the tree holds, by the host's pid of who has them.
+
+    `keeper` stands for the network namespace; what init has is left out: its callers are away during a dump.
+    """
+    init = children(keeper)
+    seen = [one for one in sockets if one.pid not in init]
+    if not seen:
+        return
+    try:
+        elsewhere = {pid for pid in {one.pid for one in seen} if _network_of(pid) != _network_of(keeper)}
+        peers = unix_peers(keeper)
+    except (NotFound, OSError):
+        return  # a process is gone, or the kernel does not tell
+    held = {one.inode for one in sockets}
+    # What is on its way from one process to another is held by no descriptor, and goes along.
+    outside = [one for one in seen if one.pid not in elsewhere and peers.get(one.inode, UNKNOWN) not in {0, *held}]
+    blocking = not (outside and any(map(_carries_descriptors, sockets)))
+    for one in outside:
+        yield one.pid, _Fault(
+            one.where, f"socket:[{one.inode}]", "the other end of this unix socket is outside the sandbox",
+            "close it before the checkpoint (a before_checkpoint hook may), and connect anew after it", blocking,
+        )  # fmt: skip
+
+
+def _network_of(pid: int) -> str:
+    return os.readlink(f"/proc/{pid}/ns/net")
+
+
+def _carries_descriptors(one: _UnixSocket) -> bool:
+    fd = one.where.removeprefix("descriptor ")
+    try:
+        return re.search(r"^scm_fds:\s+[1-9]", Path(f"/proc/{one.pid}/fdinfo/{fd}").read_text(), re.M) is not None
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _mount_faults(pid: int, fd: str, target: str) -> Iterator[_Fault]:
+    """A file on no mount that the process sees: the engine has no way to open it again."""
+    mount = re.search(r"^mnt_id:\s+(\d+)", Path(f"/proc/{pid}/fdinfo/{fd}").read_text(), re.MULTILINE)
+    mounts = {line.partition(" ")[0] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()}
+    if mount and mount[1] not in mounts:
+        yield _Fault(
+            f"descriptor {fd}", target, "it is a POSIX message queue, or was opened outside the sandbox",
+            "close it before the checkpoint",
+        )  # fmt: skip
 
 
 def _file_faults(where: str, target: str, path: str) -> Iterator[_Fault]:

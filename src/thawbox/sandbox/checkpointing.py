@@ -31,7 +31,7 @@ from thawbox.sandbox.finishing import Unfinished, finish, late_directory, write_
 from thawbox.sandbox.hooks import Attendance, attending, go_on, names_in, wait_until_ready
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.links import direct_link, has_callers
-from thawbox.sandbox.preflight import check_freezable
+from thawbox.sandbox.preflight import check_freezable, explained
 from thawbox.sandbox.room import room_for_copies, why_no_room
 from thawbox.sandbox.shells import generation_directory
 from thawbox.sandbox.tracking import begin_dump
@@ -176,10 +176,15 @@ def _dump(
             reading.enter_context(room_for_copies(context, record))
         freezer = reading.enter_context(_traceable(cgroup, frozen=record.phase is Phase.FROZEN))
         with context.telemetry.step("engine.dump", sandbox=record.id) as step:
-            report = context.engine.dump(
-                Place(record.keeper_pid, freezer=freezer), staging.images, while_stopped=while_stopped,
-                when_running=held.close, tracked=known, why_plain=why_plain, parents=parents,
-            )  # fmt: skip
+            try:
+                report = context.engine.dump(
+                    Place(record.keeper_pid, freezer=freezer), staging.images, while_stopped=while_stopped,
+                    when_running=held.close, tracked=known, why_plain=why_plain, parents=parents,
+                )  # fmt: skip
+            except CopyLost:
+                raise
+            except DumpFailed as failed:
+                raise explained(context, record, failed) from failed
             step.note(
                 frozen_ms=report.frozen_ms, pages_written=report.pages_written, freeze=report.freeze.value,
                 why_plain=report.why_plain,
