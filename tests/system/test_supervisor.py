@@ -23,6 +23,8 @@ from thawbox.restart_plan import Outcome, Policy
 from thawbox.sandbox import Sandbox, Snapshot
 from thawbox.sandbox.recovering import attempts_of, forget_supervised, recoveries_of
 from thawbox.supervisor import Event, State, Supervisor, ask_for_supervision
+from thawbox.supervisor.jobs import Checkpointed
+from thawbox.supervisor.supervisor import _ERRANDS
 from traces import Traces
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(120)]
@@ -127,6 +129,50 @@ def test_a_deadlock_is_noticed_by_its_health_probe_and_ended(
     kept = ask(mortal, "hang")
     assert "it hung" in str(heard.until("recover.complete").details["cause"])
     assert ask(mortal) == kept
+
+
+@pytest.fixture
+def held() -> Iterator[threading.Event]:
+    """Set when the test is over."""
+    over = threading.Event()
+    yield over
+    over.set()
+
+
+@pytest.mark.parametrize("slow", ["probes", "checkpoints"])
+def test_a_deadlock_is_noticed_however_slow_the_others_are(
+    workload: RunWorkload, ask: Ask, supervisor: Supervisor, heard: Heard, held: threading.Event,
+    monkeypatch: pytest.MonkeyPatch, slow: str,
+) -> None:  # fmt: skip
+    others = [workload("python3", "mortal.py") for _ in range(_ERRANDS)]
+    wanted = workload("python3", "mortal.py")
+    hurried = Policy(health=HTTP, settled_after=0)
+    if slow == "probes":
+        patient = Policy(health=replace(HTTP, timeout=1000.0))
+        for one in others:
+            supervisor.supervise(one, patient)
+            ask(one, "hang")
+        supervisor.supervise(wanted, hurried)
+    else:
+        for one in (wanted, *others):
+            supervisor.supervise(one, hurried)
+        begun = threading.Semaphore(0)
+        monkeypatch.setattr(
+            "thawbox.supervisor.jobs.checkpoint",
+            lambda *_, **__: (begun.release(), held.wait(), Checkpointed(None))[2],
+        )
+        for one in others:
+            supervisor.supervise(one, replace(hurried, checkpoint_every=0.01))
+        for _ in others:
+            begun.acquire()
+        supervisor.supervise(wanted, replace(hurried, checkpoint_every=0.01))
+    kept = ask(wanted, "hang")
+    heard.until("recover.complete", sandbox=wanted.id)
+    assert ask(wanted) == kept
+    for one in others:
+        supervisor.forget(one)
+        if slow == "probes":
+            one.remove(force=True)
 
 
 def test_a_command_that_never_ends_is_an_unhealthy_answer(

@@ -41,7 +41,9 @@ _T = TypeVar("_T")
 _RECOVERIES = max(2, os.cpu_count() or 1)
 """Restores at a time: each keeps one core busy."""
 _ERRANDS = 4
-"""Probes and checkpoints at a time."""
+"""Checkpoints and spares at a time: each keeps the disk or a core busy."""
+_PROBES = 256
+"""Probes at a time, in threads made as they are needed: each only waits, and none is to wait for another sandbox's."""
 LOOK_AGAIN = 1.0
 """Seconds between two looks whether another command changed the journal: runs, restores and removals, never deaths."""
 _BETWEEN_PRESSURES = 10.0
@@ -98,6 +100,7 @@ class Supervisor:
         self._sources: dict[int, Callable[[], None]] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ending = False
+        self._errands_free = _ERRANDS
         self._failure: BaseException | None = None
         self._look_at = 0.0
         self._journal_seen: object = None
@@ -115,6 +118,7 @@ class Supervisor:
             undo.callback(self._close_lives)
             self._recoveries = undo.enter_context(ThreadPoolExecutor(_RECOVERIES, "thawbox-recover"))
             self._errands = undo.enter_context(ThreadPoolExecutor(_ERRANDS, "thawbox-errand"))
+            self._probes = undo.enter_context(ThreadPoolExecutor(_PROBES, "thawbox-probe"))
             self._thread = threading.Thread(target=self._run, name="thawbox-supervisor")
             self._thread.start()
             undo.callback(self._end_thread)
@@ -217,7 +221,7 @@ class Supervisor:
         self._thread.join()
 
     def _seconds_to_next(self) -> float:
-        due = min((watch.next_due() for watch in self._watches.values()), default=NEVER)
+        due = min((watch.next_due(errands=self._errands_free > 0) for watch in self._watches.values()), default=NEVER)
         return max(0.0, min(due, self._look_at) - time.monotonic())
 
     def _read_inbox(self) -> None:
@@ -239,14 +243,15 @@ class Supervisor:
                 if seen != self._journal_seen:
                     self._look()
                     self._journal_seen = seen
-        for watch in list(self._watches.values()):
-            if watch.next_due() > now:
+        for watch in sorted(self._watches.values(), key=Watch.next_due):
+            has_room = self._errands_free > 0
+            if watch.next_due(errands=has_room) > now:
                 continue
             if watch.state is State.RECOVERING:
                 self._begin_recovery(watch)
-            elif watch.checkpoint_at <= now:
+            elif has_room and watch.checkpoint_at <= now:
                 self._begin_checkpoint(watch)
-            elif watch.spare_at <= now:
+            elif has_room and watch.spare_at <= now:
                 self._begin_spare(watch)
             else:
                 self._begin_probe(watch)
@@ -441,7 +446,7 @@ class Supervisor:
         watch.is_busy = True
         watch.probe_at = time.monotonic() + health.interval
         self._hand_out(
-            self._errands, partial(jobs.ask, self._context, watch.id, health),
+            self._probes, partial(jobs.ask, self._context, watch.id, health),
             watch, partial(self._end_probe, watch, life.keeper, health.threshold),
         )  # fmt: skip
 
@@ -493,15 +498,18 @@ class Supervisor:
         self, threads: ThreadPoolExecutor, job: Callable[[], _T], watch: Watch, end: Callable[[_T], None]
     ) -> None:
         """Do a job in another thread, then `end` it in this one."""
+        is_errand = threads is self._errands
+        self._errands_free -= is_errand
 
-        def done(finished: Future[_T]) -> None:
+        def finish(finished: Future[_T]) -> None:
+            self._errands_free += is_errand
             failure = finished.exception()
             if failure is None:
-                self._post(partial(end, finished.result()))
+                end(finished.result())
             else:
-                self._post(partial(self._fail, watch, failure))
+                self._fail(watch, failure)
 
-        threads.submit(job).add_done_callback(done)
+        threads.submit(job).add_done_callback(lambda finished: self._post(partial(finish, finished)))
 
     def _fail(self, watch: Watch, failure: BaseException) -> None:
         """What nobody foresaw: that sandbox is given up, the others are not, and `close` raises it."""

@@ -56,15 +56,18 @@ class Watch:
     spare_at: float = NEVER
     is_busy: bool = False
 
-    def next_due(self) -> float:
-        """When something is to be begun; a job under way comes first, but for a recovery nothing else is waited for."""
+    def next_due(self, *, errands: bool = True) -> float:
+        """When something is to be begun; a job under way comes first, but for a recovery nothing else is waited for.
+
+        Without `errands` as many of them are under way as may be: checkpoints and spares are not begun then.
+        """
         if self.state is State.RECOVERING:
             return self.recover_at
         if self.state is not State.WATCHING:
             return NEVER
         if self.is_busy:
             return NEVER
-        return min(self.probe_at, self.checkpoint_at, self.spare_at)
+        return min(self.probe_at, self.checkpoint_at, self.spare_at) if errands else self.probe_at
 
 
 @dataclass(frozen=True, slots=True)
