@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeGuard, cast
 
 from thawbox.cluster.crds import (
     GROUP,
@@ -125,8 +125,47 @@ def pod_frame(pool: Json, template: Json, spec: Json) -> Json:
     gates = {"readinessGates": [{"conditionType": READINESS_GATE}]}
     return {
         "metadata": {"generateName": f"{meta['name']}-", "labels": labels, "ownerReferences": [owner]},
-        "spec": {**spec, **pool["spec"].get("placeholder", {}), **gates},
+        "spec": {**_merged(spec, pool["spec"].get("placeholder", {})), **gates},
     }  # fmt: skip
+
+
+def _merged(below: Json, above: Json) -> Json:
+    """`above` merged into `below` at any depth: null takes away, lists of what has names (containers) by name."""
+    found = dict(below)
+    for key, value in above.items():
+        before = found.get(key)
+        if value is None:
+            found.pop(key, None)
+        elif _is_object(value):
+            found[key] = _merged(before if _is_object(before) else {}, value)
+        elif _are_named(before) and _are_named(value):
+            by_name = {one["name"]: one for one in before}
+            by_name |= {one["name"]: _merged(by_name.get(one["name"], {}), one) for one in value}
+            found[key] = list(by_name.values())
+        else:
+            found[key] = value
+    return found
+
+
+def _is_object(value: object) -> TypeGuard[Json]:
+    return isinstance(value, dict)
+
+
+def _are_named(values: object) -> TypeGuard[list[Json]]:
+    return isinstance(values, list) and all(_is_object(one) and "name" in one for one in cast("list[object]", values))
+
+
+PLACEHOLDER_BYTES = 32 << 20
+"""What is in a placeholder beside the clone: its own process, and the clone's init and keeper."""
+
+
+def _limits(sandbox: Json) -> Json:
+    """The limits of a placeholder whose clones have those of their template: none where that has none."""
+    memory, cpus = sandbox.get("memory"), sandbox.get("cpus")
+    return {
+        **({"memory": str(memory + PLACEHOLDER_BYTES)} if memory else {}),
+        **({"cpu": f"{round(cpus * 1000)}m"} if cpus else {}),
+    }
 
 
 class NodeBackend:
@@ -160,7 +199,9 @@ class NodeBackend:
     def placeholder(self, pool: Json, template: Json) -> Json:
         parked = {
             "name": PLACEHOLDER, "image": self._image,
-            "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
+            "resources": {
+                "requests": {"cpu": "10m", "memory": "64Mi"}, "limits": _limits(template["spec"].get("sandbox", {})),
+            },
             "securityContext": {
                 "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "runAsNonRoot": True,
                 "runAsUser": 65535, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},

@@ -137,7 +137,10 @@ def _pool() -> Json:
             "mostWaiting": {**_COUNT, "default": 1000, "description": "claims that may wait; one more is refused"},
             "regions": {"type": "array", "items": _TEXT, "description": "empty: every region"},
             "drained": {"type": "boolean", "default": False},
-            "placeholder": _free("merged into the placeholder pods' spec: resources, tolerations, node selector"),
+            "placeholder": _free(
+                "merged into the spec of the pool's pods, containers by name (node: the one called placeholder); "
+                "null takes away"
+            ),
         },
         required=("template",),
     )  # fmt: skip
