@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,14 +14,23 @@ from pathlib import Path
 import pytest
 
 from placeholders import Placeholder, a_placeholder
+from roads import needs_templates
 from thawbox.errors import InvalidRequest, NotFound
 from thawbox.host.init_client import Completed, Exited
 from thawbox.model import Mount, Net, Phase, Spec
 from thawbox.node import Node
+from thawbox.pool_plan import IDLE_SECONDS
 from thawbox.sandbox import Sandbox
 from thawbox.sandbox.placeholders import enter_placeholder
-from thawbox.sandbox.placing import empty_placeholder, park_in_placeholder, recover_in_placeholder, sandbox_in
+from thawbox.sandbox.placing import (
+    empty_placeholder,
+    let_run,
+    park_in_placeholder,
+    recover_in_placeholder,
+    sandbox_in,
+)
 from thawbox.sandbox.templates import Template
+from thawbox.sandbox.warming import look
 
 SOURCES = Mount(str(Path(__file__).parents[1] / "workloads"), "/workloads", read_only=True)
 PORT = 8000
@@ -65,6 +75,49 @@ def test_clones_in_placeholders_go_on_with_the_golden_memory_and_share_no_identi
     told = [told_by(one) for one in parked]
     assert len({nonce for nonce, _, _ in told}) == 1  # restored, not started
     assert len({name for _, name, _ in told}) == len({machine for _, _, machine in told}) == 3
+
+
+STATEFUL = """
+import hashlib, os, socket
+state = bytearray(os.urandom(32 << 20))
+listening = socket.create_server(("127.0.0.1", 8000))
+while True:
+    connection, _ = listening.accept()
+    connection.sendall(hashlib.sha256(state).hexdigest().encode())
+    connection.close()
+"""
+
+
+@needs_templates
+def test_parked_clones_share_the_golden_memory_which_goes_some_time_after_the_last_was_handed_out(
+    node: Node, place: Place
+) -> None:
+    began = time.time()
+    clock = [began]
+    with Node(node.settings, now=lambda: clock[0]) as given:
+        golden = given.create_template("golden", Spec(("python3", "-c", STATEFUL), ready=f"tcp:{PORT}"))
+        images = given.context.store.layout.images(golden.snapshot)
+        pods = [place(f"pod-{number}") for number in range(3)]
+        parked = [park(given, golden, pod) for pod in pods]
+        assert max(one.memory_use().private for one in parked) < 3 << 20
+        for one in parked:
+            assert given.context.cgroup(one.id).stats().memory < 8 << 20, "the pod is charged for what is shared"
+        empty_placeholder(given.context, pods[0].uid)
+        let_run(given.context, parked[1])
+        clock[0] = began + IDLE_SECONDS + 1
+        look(given.context)
+        assert given.context.engine.is_warm(images), "one is parked"
+        let_run(given.context, parked[2])
+        look(given.context)
+        assert given.context.engine.is_warm(images), "the next may be parked soon"
+        clock[0] += IDLE_SECONDS + 1
+        look(given.context)
+        assert not given.context.engine.is_warm(images)
+        digests: set[bytes] = set()
+        for one in parked[1:]:
+            with one.connect(PORT, timeout=60) as connection:
+                digests.add(b"".join(iter(lambda: connection.recv(1 << 16), b"")))
+        assert len(digests) == 1
 
 
 def test_a_clone_lives_in_its_pods_network_name_and_limits(node: Node, golden: Template, place: Place) -> None:
@@ -170,6 +223,7 @@ def test_a_failed_placing_leaves_the_placeholder_empty_and_alive(node: Node, gol
     empty_placeholder(node.context, pod.uid)
     assert pod.members() == {pod.pid}
     assert node.sandboxes() == []
+    assert not [one for one in node.context.warmth.held() if one.is_kept], "what failed wants no memory held"
 
 
 def test_what_leaves_a_placeholder_has_its_groups_where_every_other_sandbox_has_them(

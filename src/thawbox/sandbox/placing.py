@@ -1,6 +1,7 @@
 """Parked clones in placeholders: what a Kubernetes node agent asks of its node.
 
-Rule: a clone that is parked here belongs to its pod (`owner`), and whoever handed the pod out may thaw it.
+Rule 1: a clone that is parked here belongs to its pod (`owner`), and whoever handed the pod out may thaw it.
+Rule 2: while it is parked, its pod wants the golden snapshot's memory held: the pods of a pool share it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from thawbox.sandbox.context import Context
 from thawbox.sandbox.handle import Sandbox
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.restoring import restore
+from thawbox.sandbox.warming import hold, leave
 
 _PREFIX = "pod:"
 
@@ -31,11 +33,18 @@ def park_in_placeholder(context: Context, snapshot: SnapshotId, *, pid: int, pod
     """
     empty_placeholder(context, pod)
     name = f"{name[:50].rstrip('-_.')}-{secrets.token_hex(3)}" if name else ""
-    record, _ = clone(context, snapshot, name=name, owner=owner_of(pod), placeholder=pid)
-    sandbox = Sandbox(context, record)
-    with _removed_on_failure(sandbox):
+    with _emptied_on_failure(context, pod):
+        hold(context, snapshot, holder=owner_of(pod), shells=0)
+        record, _ = clone(context, snapshot, name=name, owner=owner_of(pod), placeholder=pid)
+        sandbox = Sandbox(context, record)
         sandbox.freeze()
     return sandbox
+
+
+def let_run(context: Context, sandbox: Sandbox) -> None:
+    """Thaw what is parked in a placeholder: it has been handed out, and its pod waits for no clone any more."""
+    sandbox.thaw()
+    leave(context, holder=sandbox.record.owner)
 
 
 def recover_in_placeholder(context: Context, snapshot: SnapshotId, *, pid: int, pod: str) -> Sandbox:
@@ -65,6 +74,7 @@ def empty_placeholder(context: Context, pod: str) -> None:
     """Kill and remove what a pod's placeholder holds; nothing happens when that is nothing."""
     for sandbox in _all_in(context, pod):
         sandbox.remove(force=True)
+    leave(context, holder=owner_of(pod))
 
 
 def _all_in(context: Context, pod: str) -> list[Sandbox]:
@@ -72,9 +82,9 @@ def _all_in(context: Context, pod: str) -> list[Sandbox]:
 
 
 @contextlib.contextmanager
-def _removed_on_failure(sandbox: Sandbox) -> Generator[None]:
+def _emptied_on_failure(context: Context, pod: str) -> Generator[None]:
     try:
         yield
     except BaseException:
-        sandbox.remove(force=True)
+        empty_placeholder(context, pod)
         raise

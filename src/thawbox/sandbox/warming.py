@@ -49,6 +49,14 @@ def release(context: Context, snapshot: SnapshotId, *, holder: str) -> None:
         context.warmth.rest()
 
 
+def leave(context: Context, *, holder: str) -> None:
+    """This holder, which holds one snapshot at most, wants it no more; the memory stays as if held for demand alone.
+
+    For whoever may soon ask again: nothing is waited for.
+    """
+    context.warmth.leave(holder, now=context.now())
+
+
 def warm_for(context: Context, snapshot: SnapshotId, clones: int) -> bool:
     """Hold the snapshot's memory ready if that many clones at once are worth it; whether it is held now."""
     if context.engine.is_warm(_images(context, snapshot)):

@@ -151,6 +151,17 @@ class Warmth:
             del self._warm[snapshot]
             return True
 
+    def leave(self, holder: str, *, now: float) -> None:
+        """One holder less; what is held stays so for demand, as if a clone had just been asked for."""
+        with self._lock:
+            for snapshot, warm in list(self._warm.items()):
+                if warm.holders.pop(holder, None) is None or warm.holders:
+                    continue
+                warm.used_at = now
+                if not warm.is_held:
+                    del self._warm[snapshot]
+            self._lock.notify_all()
+
     def drop(self, snapshot: SnapshotId) -> None:
         """It is held no more, whoever wanted it."""
         with self._lock:

@@ -25,6 +25,7 @@ from thawbox.sandbox.checkpointing import Wish
 from thawbox.sandbox.placing import (
     all_placed,
     empty_placeholder,
+    let_run,
     park_in_placeholder,
     pod_of,
     recover_in_placeholder,
@@ -115,7 +116,7 @@ def router(service: Service) -> APIRouter:
         sandbox = _alive(here(), pod)
         with service.fence.letting_run(pod):
             if sandbox.state is Phase.FROZEN:
-                sandbox.thaw()
+                let_run(here(), sandbox)
         if wish is not None and wish.environment:
             sandbox.give(environment=wish.environment)
         return Answer({**_shown(sandbox), "ms": round((time.perf_counter() - begun) * 1000, 3)})
