@@ -53,6 +53,12 @@ def run(sandbox: Sandbox, source: str, *, timeout: float = 60) -> Any:
     return said["answer"]
 
 
+def files_with(node: Node, *contents: bytes) -> list[Path]:
+    """The files of a node's store that hold any of this: images and layers of every snapshot."""
+    files = [path for path in (node.settings.home / "store").rglob("*") if path.is_file() and not path.is_symlink()]
+    return [path for path in files if any(content in path.read_bytes() for content in contents)]
+
+
 def evaluate(sandbox: Sandbox, expression: str) -> Any:
     """The value of an expression in the sandbox's interpreter."""
     return run(sandbox, f"answer = {expression}")

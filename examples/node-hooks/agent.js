@@ -31,5 +31,5 @@ http.createServer((request, response) => {
   if (thawbox.handle(request, response)) return
   state.answered += 1
   response.writeHead(200, { 'Content-Type': 'application/json', Connection: 'close' })
-  response.end(JSON.stringify({ ...state, drawn: draw() }))
+  response.end(JSON.stringify({ ...state, who: process.env.WHO, drawn: draw() }))
 }).listen(8000, '127.0.0.1', () => thawbox.ready())

@@ -19,6 +19,7 @@ const ADDON = process.env.THAWBOX_RESEED || path.join(__dirname, 'reseed.node')
 const before = []
 const after = []
 const resumed = []
+const laid = new Map() // by name: what it replaced
 let missing = ['ready()']
 
 const pool = new Uint32Array(256)
@@ -62,7 +63,7 @@ async function body (request) {
   return JSON.parse(Buffer.concat(parts).toString() || '{}')
 }
 
-async function run (hooks, request, response, prepare) {
+async function run (hooks, request, response, prepare, conclude = () => {}) {
   let status = 200
   let answer
   try {
@@ -70,6 +71,7 @@ async function run (hooks, request, response, prepare) {
     answer = { nonce: event.nonce, sandbox: event.identity.id }
     prepare(event)
     for (const hook of hooks) await hook(event)
+    Object.assign(answer, conclude())
   } catch (error) {
     status = 500
     answer = { error: String(error) }
@@ -82,9 +84,28 @@ function say (response, status, answer) {
   response.end(JSON.stringify(answer))
 }
 
+// The environment that a clone was given is its own: it is taken out before a checkpoint, and comes back after it.
+function lay (environment) {
+  for (const [name, value] of Object.entries(environment || {})) {
+    if (!laid.has(name)) laid.set(name, process.env[name])
+    process.env[name] = value
+  }
+}
+
+function giveUp () {
+  const held = {}
+  for (const [name, replaced] of laid) {
+    held[name] = process.env[name]
+    if (replaced === undefined) delete process.env[name]
+    else process.env[name] = replaced
+  }
+  laid.clear()
+  return { environment: held }
+}
+
 function wake (event) {
   if (event.what !== 'checkpoint') reseed()
-  Object.assign(process.env, event.environment)
+  lay(event.environment)
   event.secrets = Object.fromEntries(
     Object.entries(event.secrets || {}).map(([name, text]) => [name, Buffer.from(text, 'base64')])
   )
@@ -92,7 +113,8 @@ function wake (event) {
 
 const routes = {
   'GET /internal/checkpoint-ready': (_, response) => say(response, missing.length ? 503 : 200, { missing }),
-  'POST /internal/before-checkpoint': (request, response) => run([...before].reverse(), request, response, () => {}),
+  'POST /internal/before-checkpoint': (request, response) =>
+    run([...before].reverse(), request, response, () => {}, giveUp),
   'POST /internal/after-checkpoint': (request, response) => run(resumed, request, response, wake),
   'POST /internal/after-restore': (request, response) => run(after, request, response, wake)
 }

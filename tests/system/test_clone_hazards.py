@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from certificates import Authority
-from guests import PACKAGES, SETUP, evaluate, interpreter, run
+from guests import PACKAGES, SETUP, evaluate, files_with, interpreter, run
 from roads import on_both_roads
-from thawbox.errors import Unavailable
+from thawbox.errors import InvalidRequest, Unavailable
 from thawbox.host.init_client import ExecSession, Interrupted
 from thawbox.host.reach import run_within
-from thawbox.model import Mount, Net, Publish
+from thawbox.model import Mount, Net, Phase, Publish
 from thawbox.node import Node
 from thawbox.sandbox import Sandbox
 
@@ -204,17 +204,42 @@ def test_a_secret_that_the_program_has_not_copied_is_in_no_page_of_a_later_snaps
     clone = sandbox.checkpoint().clone(secrets={"KEY": secret})
     assert evaluate(clone, f"bytes(guest.secrets['KEY'].view()[:8]) == {secret[:8]!r}")
     later = clone.checkpoint()
-    images = b"".join(path.read_bytes() for path in _files(node, later.id))
-    assert b"marked-arked-arked-" in images
-    assert secret not in images
+    assert files_with(node, b"marked-arked-arked-")
+    assert not files_with(node, secret)
     assert evaluate(clone, "len(guest.secrets['KEY'])") == len(secret)
     assert evaluate(later.clone(), "len(guest.secrets)") == 0
 
 
-def _files(node: Node, snapshot: str) -> list[Path]:
-    """Every file of the whole chain of a snapshot, and of the layers beside it."""
-    store = node.settings.home / "store"
-    return [path for path in store.rglob("*") if path.is_file() and not path.is_symlink()]
+ENVIRONMENT = (
+    SETUP
+    + """
+import subprocess
+os.environ["KEPT"] = "from the template"
+def seen(): return [os.environ.get(name) for name in ("WHO", "KEPT", "OWN")]
+def inherited(): return subprocess.check_output("echo $WHO $KEPT $OWN", shell=True, text=True).split()
+@guest.after_checkpoint
+def resumed(event): events.append([event.what, sorted(event.environment)])
+"""
+)
+
+
+def test_environment_of_one_clone_is_in_no_later_snapshot_and_not_in_its_clones(node: Node) -> None:
+    snapshot = interpreter(node, ENVIRONMENT).checkpoint()
+    value = "a-value-that-stands-alone-2c6e"
+    clone = snapshot.clone(environment={"WHO": value, "KEPT": "changed", "OWN": "given"})
+    run(clone, "os.environ['OWN'] = 'its own'")  # from now on that is no longer what it was given
+    later = clone.checkpoint()
+    assert not files_with(node, value.encode())
+    assert evaluate(clone, "seen()") == [value, "changed", "its own"]
+    assert evaluate(clone, "inherited()") == [value, "changed", "its", "own"]
+    assert evaluate(clone, "events[-1]") == ["checkpoint", ["KEPT", "WHO"]]
+    other = later.clone(environment={"WHO": "another"})
+    assert evaluate(other, "seen()") == ["another", "from the template", "its own"]
+    last = later.clone()
+    assert evaluate(last, "seen()") == [None, "from the template", "its own"]
+    assert evaluate(last, "inherited()") == ["from", "the", "template", "its", "own"]
+    restored, _ = clone.checkpoint(stop=True).restore(environment={"WHO": "back"})
+    assert evaluate(restored, "seen()") == ["back", "from the template", "its own"]
 
 
 # --- connections -----------------------------------------------------------------------------------------------------

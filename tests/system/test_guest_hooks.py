@@ -151,8 +151,9 @@ threading.Thread(target=lie, daemon=True).start()
         (LYING.replace("LIE", "{'sandbox': 'sb-000000000000'}"), "for another sandbox"),
         (LYING.replace("LIE", "{'ok': 0}"), "does not say why"),
         (LYING.replace("LIE", "{'secrets': [['a']]}"), "no answer that can be read"),
+        (LYING.replace("LIE", "{'secrets': [['a', 1]]}"), "gave up more than it sent"),
     ],
-    ids=["raises", "hangs", "dies", "wrong nonce", "wrong identity", "not ok", "nonsense"],
+    ids=["raises", "hangs", "dies", "wrong nonce", "wrong identity", "not ok", "nonsense", "cut short"],
 )
 @on_both_roads
 def test_a_clone_whose_hook_fails_hangs_or_lies_is_destroyed_and_reported(
@@ -332,7 +333,7 @@ threading.Thread(target=load).start()
 
 
 def test_a_checkpoint_when_ready_waits_and_says_what_is_missing(node: Node) -> None:
-    sandbox = interpreter(node, "guest.not_ready('the matrix')", ready_timeout=0.3, ready="tcp:8000")
+    sandbox = interpreter(node, "guest.not_ready('the matrix')", ready_timeout=2, ready="tcp:8000")
     with pytest.raises(StartFailed, match="the matrix"):
         sandbox.checkpoint(when_ready=True)
     run(sandbox, "guest.ready()")

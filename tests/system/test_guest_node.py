@@ -54,7 +54,7 @@ def test_clones_of_a_node_program_are_told_and_draw_numbers_of_their_own(node: N
     snapshot = sandbox.checkpoint(when_ready=True)
     assert fetch(sandbox)["told"] == ["before", "checkpoint"]
     drawn = []
-    for clone in snapshot.clones(20):
+    for clone in snapshot.clones(100):
         found = fetch(clone)
         assert found["nonce"] == before["nonce"]
         assert (found["told"], found["name"], found["key"]) == (["before", "clone"], clone.name, 0)
@@ -62,7 +62,11 @@ def test_clones_of_a_node_program_are_told_and_draw_numbers_of_their_own(node: N
         clone.remove(force=True)
     for source in drawn[0]:
         assert len({str(one[source]) for one in drawn}) == len(drawn), f"two clones drew the same from {source}"
-    assert fetch(snapshot.clone(secrets={"KEY": b"sesame"}))["key"] == 6
+    clone = snapshot.clone(secrets={"KEY": b"sesame"}, environment={"WHO": "me"})
+    assert (fetch(clone)["key"], fetch(clone)["who"]) == (6, "me")
+    later = clone.checkpoint()
+    assert fetch(clone)["who"] == "me"
+    assert "who" not in fetch(later.clone())
 
 
 def test_a_clone_whose_openssl_cannot_be_seeded_is_not_handed_out(node: Node, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import fastapi
 import pytest
 
-from guests import GUEST, WORKLOADS
+from guests import GUEST, WORKLOADS, files_with
 from roads import on_both_roads
+from thawbox.errors import InvalidRequest
 from thawbox.model import Mount, Spec
 from thawbox.node import Node
 from thawbox.sandbox import Sandbox
@@ -57,7 +59,7 @@ def test_a_fastapi_program_is_told_by_its_own_routes_or_directly(node: Node, hoo
     sandbox = server(node, hooks)
     assert ask(sandbox, "GET", "/internal/checkpoint-ready")[0] == 503
     ask(sandbox, "POST", "/loaded")
-    assert ask(sandbox, "GET", "/internal/checkpoint-ready") == (200, {"missing": []})
+    assert ask(sandbox, "GET", "/internal/checkpoint-ready") == (200, {"missing": [], "secrets": False})
     snapshot = sandbox.checkpoint(when_ready=True)
     found = []
     for clone in snapshot.clones(2):
@@ -66,8 +68,34 @@ def test_a_fastapi_program_is_told_by_its_own_routes_or_directly(node: Node, hoo
         assert state["told"][-1] == f"clone {clone.name} []"
         found.append(state["random"])
     assert len(set(found)) == 2
-    clone = snapshot.clone(secrets={"KEY": b"sesame"})
-    told = ask(clone, "GET", "/")[1]["told"]
-    assert told == [told[0], f"clone {clone.name} ['sesame']"]
     if hooks != "auto":
-        assert told[0] == "before in _UnixSelectorEventLoop"
+        assert state["told"][0] == "before in _UnixSelectorEventLoop"
+
+
+def test_a_fastapi_program_is_given_secrets_directly_and_they_are_in_no_later_snapshot(node: Node) -> None:
+    secret = b"a-secret-that-stands-alone-8e1c"
+    snapshot = server(node, "auto").checkpoint()
+    clone = snapshot.clone(secrets={"KEY": secret}, environment={"WHO": "me"})
+    assert ask(clone, "GET", "/given") == (200, {"secrets": {"KEY": len(secret)}, "who": "me"})
+    later = clone.checkpoint()
+    assert not files_with(node, secret, base64.b64encode(secret))
+    assert ask(clone, "GET", "/given") == (200, {"secrets": {"KEY": len(secret)}, "who": "me"})
+    assert ask(later.clone(), "GET", "/given") == (200, {"secrets": {}, "who": None})
+
+
+def test_a_fastapi_program_told_by_http_is_sent_no_secrets_and_its_environment_is_its_own(node: Node) -> None:
+    secret = b"a-secret-that-stands-alone-4b7d"
+    snapshot = server(node, "http://127.0.0.1:8000").checkpoint()
+    with pytest.raises(InvalidRequest, match="takes no secrets by HTTP") as refused:
+        snapshot.clone(secrets={"KEY": secret})
+    assert "--hooks auto" in refused.value.remediation
+    assert len(node.sandboxes()) == 1
+    clone = snapshot.clone(environment={"WHO": "me"})
+    with pytest.raises(InvalidRequest, match="takes no secrets by HTTP"):
+        clone.give(secrets={"KEY": secret})
+    later = clone.checkpoint()
+    assert not files_with(node, secret, base64.b64encode(secret))
+    assert ask(clone, "GET", "/given") == (200, {"secrets": {}, "who": "me"})
+    assert ask(later.clone(), "GET", "/given") == (200, {"secrets": {}, "who": None})
+    body = json.dumps({"nonce": "", "what": "given", "secrets": {"KEY": "c2VzYW1l"}})
+    assert ask(clone, "POST", "/internal/given", body)[0] == 500

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sys
 
@@ -25,12 +26,17 @@ async def before() -> None:
 @guest.after_restore
 async def restored(event: guest.Event) -> None:
     await asyncio.sleep(0.001)
-    told.append(f"{event.what} {event.identity.name} {[secret.reveal() for secret in event.secrets.values()]}")
+    told.append(f"{event.what} {event.identity.name} {list(event.secrets)}")
 
 
 @app.get("/")
 async def state() -> dict[str, object]:
     return {"told": told, "random": random.random()}
+
+
+@app.get("/given")
+async def given() -> dict[str, object]:
+    return {"secrets": {name: len(secret) for name, secret in guest.secrets.items()}, "who": os.environ.get("WHO")}
 
 
 @app.post("/loaded")

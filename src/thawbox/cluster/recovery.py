@@ -22,7 +22,7 @@ from thawbox.cluster.facts import Reason, Refusal
 from thawbox.cluster.kube import CLAIMS, LEASES, PODS, Conflict, Kube
 from thawbox.cluster.state import BROKEN, EMPTY, LEASED, State, is_there, leased_by, notes_of
 from thawbox.cluster.times import condition, read, with_condition, written
-from thawbox.errors import NotFound, ThawboxError, Unavailable
+from thawbox.errors import EngineError, NotFound, ThawboxError, Unavailable
 
 RECOVER_SECONDS = 120.0
 KUBELET_SECONDS = 5.0
@@ -134,6 +134,12 @@ class Recovery:
             _log.warning("recover.failed", claim=claim["metadata"]["name"], pod=name, why=why)
             await asyncio.sleep(RETRY_SECONDS)
             return
+        if environment := claim["spec"].get("environment"):  # no snapshot holds it
+            try:
+                await backend.acquire(pod, environment=environment)
+            except EngineError as error:
+                await self._binding.break_pod(pod, str(error))
+                raise Unavailable(f"{claim['metadata']['name']} does not take its environment") from error
         node = pod["spec"]["nodeName"]
         await self._write(claim, {
             "phase": "Bound", "reason": None, "message": None, "node": node, "pod": name, "sandbox": sandbox_of(pod),

@@ -1,12 +1,13 @@
 """The host's way in: a unix socket in the abstract namespace, which belongs to the sandbox's network namespace.
 
-One request per connection, `u32 length` and JSON, then the bytes of secrets; one answer, framed alike; then we close.
+One request per connection, `u32 length` and JSON, then the bytes of secrets, then those of environment; one answer,
+framed alike; then we close.
 
 | verb | what is done | answer besides `ok` |
 |---|---|---|
 | ready | nothing | `ready`, `missing` |
 | before_checkpoint | hooks run | |
-| hold | answers, wipes secrets, lets no other thread run until the host comes back | the secrets, to keep |
+| hold | answers, wipes secrets and environment, lets no other thread run until the host comes back | both, to keep |
 | release | nothing: generators were seeded anew when the hold ended | |
 | after_checkpoint, after_restore, given | environment, secrets, hooks | `hooks`: how many ran |
 
@@ -25,6 +26,7 @@ import sys
 import threading
 from typing import Any
 
+from .environment import environment
 from .registry import HookFailed, Registry
 from .reseeding import hold_until_readable
 from .secrets import Secret, secrets
@@ -83,7 +85,8 @@ def _is_host(peer: socket.socket) -> bool:
 def _answer(peer: socket.socket, registry: Registry) -> float:
     """Do what one request asks and answer it; the result is for how many seconds to hold."""
     request = _receive_request(peer)
-    given = _receive_secrets(peer, request)
+    given = {name: Secret(_receive(peer, length)) for name, length in _announced(request, "secrets")}
+    variables = {name: _as_bytes(_receive(peer, length)) for name, length in _announced(request, "environment")}
     answer: dict[str, Any] = {"ok": True, "nonce": request["nonce"], "sandbox": request["identity"]["id"],
                               "verb": request["verb"], "pid": os.getpid()}  # fmt: skip
     hold, blobs = 0.0, []
@@ -94,10 +97,14 @@ def _answer(peer: socket.socket, registry: Registry) -> float:
             registry.run_before()
         elif request["verb"] == "hold":
             hold = float(request["limit"])
+            variables = environment.held()
             answer["secrets"] = [[name, len(secret)] for name, secret in secrets.items()]
+            answer["environment"] = [[name, len(value)] for name, value in variables.items()]
             blobs = [secret.view() for secret in secrets.values()]
+            blobs += [memoryview(value) for value in variables.values()]
+            variables.clear()  # values that somebody else has too are not overwritten
         elif request["verb"] in ("after_checkpoint", "after_restore", "given"):
-            wake(request, given, registry)
+            wake(request, variables, given, registry)
             answer["hooks"] = len(registry.hooks_after(request["what"]))
         elif request["verb"] != "release":
             answer |= {"ok": False, "error": f"unknown verb {request['verb']!r}"}
@@ -106,6 +113,7 @@ def _answer(peer: socket.socket, registry: Registry) -> float:
     _send(peer, answer, blobs)
     if hold:
         secrets.wipe()
+        environment.give_up()
     return hold
 
 
@@ -125,13 +133,19 @@ def _receive_request(peer: socket.socket) -> dict[str, Any]:
     return request
 
 
-def _receive_secrets(peer: socket.socket, request: dict[str, Any]) -> dict[str, Secret]:
-    found: dict[str, Secret] = {}
-    for name, length in request.get("secrets", ()):
-        if length > MESSAGE_LIMIT:
-            raise ValueError("a secret of this length is no secret")
-        found[name] = Secret(_receive(peer, length))
+def _announced(request: dict[str, Any], what: str) -> list[tuple[str, int]]:
+    """Names and lengths of the values that follow a request."""
+    found = [(name, length) for name, length in request.get(what, ())]
+    if any(length > MESSAGE_LIMIT for _, length in found):
+        raise ValueError("a value of this length is no value")
     return found
+
+
+def _as_bytes(value: bytearray) -> bytes:
+    """The only copy that is left of it."""
+    copy = bytes(value)
+    Secret(value).wipe()
+    return copy
 
 
 def _receive(peer: socket.socket, length: int) -> bytearray:

@@ -11,16 +11,19 @@
 
 Run the sandbox with `--hooks http://127.0.0.1:PORT`. With `--hooks auto` the host calls this process directly, and only
 the first route is of use. Hooks that are coroutine functions run on the server's own loop.
+
+No secrets come this way: the server, its HTTP parser and JSON all copy what they read, and nobody could overwrite that
+before a snapshot. With `--hooks auto` they come without a copy.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
+import os
 from typing import Any
 
+from .environment import environment
 from .registry import HookFailed, attach_loop, registry
-from .secrets import Secret
 from .waking import wake
 
 _LOCAL = frozenset({"127.0.0.1", "::1", "testclient"})
@@ -42,7 +45,8 @@ def mount_hooks(app: Any, *, prefix: str = "/internal") -> None:
 async def _ready(_request: Any) -> Any:
     from starlette.responses import JSONResponse
 
-    return JSONResponse({"missing": list(registry.missing)}, 200 if registry.is_ready else 503)
+    answer = {"missing": list(registry.missing), "secrets": False}
+    return JSONResponse(answer, 200 if registry.is_ready else 503)
 
 
 async def _before(request: Any) -> Any:
@@ -53,13 +57,18 @@ async def _after(request: Any) -> Any:
     return await _told(request, _wake)
 
 
-def _run_before(_told: dict[str, Any]) -> None:
+def _run_before(_told: dict[str, Any]) -> dict[str, Any]:
     registry.run_before()
+    held = {name: os.fsdecode(value) for name, value in environment.held().items()}
+    environment.give_up()
+    return {"environment": held}
 
 
-def _wake(told: dict[str, Any]) -> None:
-    given = {name: Secret(bytearray(base64.b64decode(text))) for name, text in told.get("secrets", {}).items()}
-    wake(told, given, registry)
+def _wake(told: dict[str, Any]) -> dict[str, Any]:
+    if told.get("secrets"):
+        raise HookFailed("secrets are not taken by HTTP, which leaves copies in memory: run it with --hooks auto")
+    wake(told, {name: os.fsencode(value) for name, value in told["environment"].items()}, {}, registry)
+    return {}
 
 
 async def _told(request: Any, action: Any) -> Any:
@@ -70,7 +79,7 @@ async def _told(request: Any, action: Any) -> Any:
     told = await request.json()
     attach_loop(asyncio.get_running_loop())
     try:
-        await asyncio.to_thread(action, told)
+        done = await asyncio.to_thread(action, told)
     except HookFailed as failed:
         return JSONResponse({"error": str(failed)}, 500)
-    return JSONResponse({"nonce": told["nonce"], "sandbox": told["identity"]["id"]})
+    return JSONResponse({"nonce": told["nonce"], "sandbox": told["identity"]["id"], **done})

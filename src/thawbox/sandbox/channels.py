@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, cast
 
-from thawbox.errors import HookFailed, NotFound
+from thawbox.errors import HookFailed, InvalidRequest, NotFound
 from thawbox.host.init_client import ExecSession, Exited, Interrupted, Output
 from thawbox.host.init_wire import WINDOW, ExecRequest
 from thawbox.host.reach import connect_abstract, connect_within, listeners
@@ -28,7 +28,7 @@ from thawbox.sandbox.links import open_link
 
 GUEST_PREFIX = "thawbox-guest/"
 _LENGTH = struct.Struct("<I")
-_ANSWER_LIMIT = 1 << 20
+_ANSWER_LIMIT = 16 << 20
 _SAID_LIMIT = 2000
 READY_SECONDS = 5.0
 _ENDING_SECONDS = 0.5
@@ -45,8 +45,22 @@ class Told:
     secrets: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
 
 
+@dataclass(slots=True)
+class Held:
+    """What programs gave up for a dump; it is in our memory only until they get it back."""
+
+    secrets: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    environment: dict[str, str] = field(default_factory=dict[str, str])
+
+    def __repr__(self) -> str:
+        return f"<Held, {len(self.secrets)} secrets, {len(self.environment)} variables>"
+
+
 class Channel(Protocol):
-    """One way of telling. Every call raises HookFailed when the program fails, hangs, or answers wrongly."""
+    """One way of telling. Every call raises HookFailed when the program fails, hangs, or answers wrongly.
+
+    `after` raises InvalidRequest when the program takes no secrets.
+    """
 
     def missing(self, *, timeout: float) -> tuple[str, ...]:
         """What the program still waits for before it may be checkpointed; empty when it is ready.
@@ -55,8 +69,8 @@ class Channel(Protocol):
         """
         ...
 
-    def before(self, held: dict[str, bytes]) -> None:
-        """Tell that a dump is about to begin; `held` takes the secrets that the program gives up for it."""
+    def before(self, held: Held) -> None:
+        """Tell that a dump is about to begin; `held` takes what the program gives up for it."""
         ...
 
     def after(self, told: Told) -> None:
@@ -80,12 +94,13 @@ class GuestChannel:
                 waiting += _words(answer.get("missing")) or (f"guest.ready() of {name}",)
         return tuple(waiting)
 
-    def before(self, held: dict[str, bytes]) -> None:
+    def before(self, held: Held) -> None:
         for name in self.names:
             self._ask_if_there(name, "before_checkpoint")
         for name in self.names:
-            _, given_up = self._ask_if_there(name, "hold", extra={"limit": self.record.spec.hook_timeout})
-            held.update(given_up)
+            given_up = self._ask_if_there(name, "hold", extra={"limit": self.record.spec.hook_timeout})
+            held.secrets.update(given_up.secrets)
+            held.environment.update(given_up.environment)
 
     def after(self, told: Told) -> None:
         verb = {"checkpoint": "after_checkpoint", "given": "given"}.get(told.what, "after_restore")
@@ -108,14 +123,14 @@ class GuestChannel:
 
     def _ask_if_there(
         self, name: str, verb: str, *, told: Told | None = None, extra: Mapping[str, object] | None = None
-    ) -> tuple[dict[str, Any], dict[str, bytes]]:
+    ) -> Held:
         """The same for processes that may end at any time; of one that did there is nothing to ask."""
         try:
-            return self._ask(name, verb, told=told, extra=extra)
+            return self._ask(name, verb, told=told, extra=extra)[1]
         except HookFailed:
             if not self._goes(name):
                 raise
-            return {}, {}
+            return Held()
 
     def _goes(self, name: str) -> bool:
         """Whether the process of that name has ended, or does within a moment: its connections close one by one."""
@@ -129,12 +144,13 @@ class GuestChannel:
     def _ask(
         self, name: str, verb: str, *, told: Told | None = None, extra: Mapping[str, object] | None = None,
         timeout: float | None = None,
-    ) -> tuple[dict[str, Any], dict[str, bytes]]:  # fmt: skip
+    ) -> tuple[dict[str, Any], Held]:  # fmt: skip
         who = f"{self.record.name}: {name}: {verb}"
         seconds = self.record.spec.hook_timeout if timeout is None else timeout
         request = {"verb": verb, **_question(self.record, told), **(extra or {})}
-        blobs = list(told.secrets.values()) if told else []
-        request["secrets"] = [[key, len(value)] for key, value in told.secrets.items()] if told else []
+        values = {"secrets": dict(told.secrets), "environment": _as_bytes(told.environment)} if told else {}
+        request |= {what: [[key, len(value)] for key, value in held.items()] for what, held in values.items()}
+        blobs = [value for held in values.values() for value in held.values()]
         text = json.dumps(request).encode()
         try:
             with connect_abstract(self.record.keeper_pid, name, timeout=seconds) as link, link.makefile("rb") as stream:
@@ -152,6 +168,8 @@ class GuestChannel:
 class HttpChannel:
     """A server on the sandbox's loopback with `/internal/checkpoint-ready`, `before-checkpoint`, `after-restore`.
 
+    What it answers to `before-checkpoint` as `environment` it is told again after it. A server that answers
+    `checkpoint-ready` with `"secrets": false` is sent none.
     `POST /internal/after-checkpoint` tells the original that it runs on; a server need not have it (404, 405).
     """
 
@@ -163,26 +181,41 @@ class HttpChannel:
             return ()
         return _words(answer.get("missing")) or (f"checkpoint-ready answers {status}",)
 
-    def before(self, held: dict[str, bytes]) -> None:  # noqa: ARG002 - it keeps its own
-        self._post("before-checkpoint", None)
+    def before(self, held: Held) -> None:
+        given_up = self._post("before-checkpoint", None).get("environment")
+        if isinstance(given_up, dict):
+            variables = cast("dict[str, object]", given_up)
+            held.environment.update({name: value for name, value in variables.items() if isinstance(value, str)})
 
     def after(self, told: Told) -> None:
+        if told.secrets:
+            self._check_takes_secrets()
         if told.what == "checkpoint":
             self._post("after-checkpoint", told, optional=True)
         else:
             self._post("given" if told.what == "given" else "after-restore", told)
 
-    def _post(self, path: str, told: Told | None, *, optional: bool = False) -> None:
+    def _check_takes_secrets(self) -> None:
+        """Raise InvalidRequest where the server cannot keep them out of snapshots: what it is sent is in its memory."""
+        _, answer = self._ask("GET", "checkpoint-ready", None, timeout=READY_SECONDS)
+        if answer.get("secrets") is False:
+            raise InvalidRequest(
+                f"{self.record.name} takes no secrets by HTTP: copies of the request would be in its snapshots",
+                remediation="run it with --hooks auto: thawbox.guest takes secrets without leaving a copy",
+            )
+
+    def _post(self, path: str, told: Told | None, *, optional: bool = False) -> dict[str, Any]:
         question = _question(self.record, told)
         if told is not None:
             question["secrets"] = _encoded(told.secrets)
         status, answer = self._ask("POST", path, question, timeout=self.record.spec.hook_timeout)
         if optional and status in (404, 405):
-            return
+            return {}
         who = f"{self.record.name}: POST /internal/{path}"
         if status != 200:
             raise HookFailed(f"{who} answered {status}: {str(answer.get('error', ''))[:200]}")
         _check_answer({"ok": True, **answer}, question, who)
+        return answer
 
     def _ask(
         self, method: str, path: str, body: Mapping[str, object] | None, *, timeout: float
@@ -225,7 +258,7 @@ class CommandChannel:
         status, said = self._run("checkpoint-ready", {}, timeout=timeout)
         return () if status == 0 else (said or f"checkpoint-ready ended with {status}",)
 
-    def before(self, held: dict[str, bytes]) -> None:  # noqa: ARG002 - it keeps its own
+    def before(self, held: Held) -> None:  # noqa: ARG002 - it keeps its own
         self._tell("before-checkpoint", None)
 
     def after(self, told: Told) -> None:
@@ -287,6 +320,10 @@ def _question(record: Record, told: Told | None) -> dict[str, Any]:
     return question
 
 
+def _as_bytes(environment: Mapping[str, str]) -> dict[str, bytes]:
+    return {name: value.encode(errors="surrogateescape") for name, value in environment.items()}
+
+
 def _encoded(values: Mapping[str, bytes]) -> dict[str, str]:
     return {name: base64.b64encode(value).decode() for name, value in values.items()}
 
@@ -313,15 +350,19 @@ def _words(found: object) -> tuple[str, ...]:
     return tuple(str(word)[:200] for word in cast("list[object]", found)) if isinstance(found, list) else ()
 
 
-def _read_answer(raw: bytes, who: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+def _read_answer(raw: bytes, who: str) -> tuple[dict[str, Any], Held]:
     try:
         (length,) = _LENGTH.unpack_from(raw)
         answer = json.loads(raw[_LENGTH.size : _LENGTH.size + length])
         at = _LENGTH.size + length
-        held: dict[str, bytes] = {}
-        for name, size in answer.get("secrets", ()):
-            held[name] = raw[at : at + size]
-            at += size
+        values: dict[str, dict[str, bytes]] = {"secrets": {}, "environment": {}}
+        for what, taken in values.items():
+            for name, size in answer.get(what, ()):
+                taken[name] = raw[at : at + size]
+                at += size
     except (struct.error, ValueError, TypeError, AttributeError):
         raise HookFailed(f"{who} gave no answer that can be read") from None
-    return answer, held
+    if at > len(raw):
+        raise HookFailed(f"{who} gave up more than it sent, or more than {_ANSWER_LIMIT >> 20} MiB")
+    environment = {name: value.decode(errors="surrogateescape") for name, value in values["environment"].items()}
+    return answer, Held(values["secrets"], environment)

@@ -20,6 +20,7 @@ from thawbox.sandbox.channels import (
     Channel,
     CommandChannel,
     GuestChannel,
+    Held,
     HttpChannel,
     Told,
     guest_names,
@@ -36,11 +37,14 @@ LONGEST_PAUSE = 0.1
 class Injection:
     """What a clone or restored sandbox is given: it is told to its hooks, and stored nowhere.
 
-    `secrets` are wiped by thawbox.guest before each later checkpoint and given back after it.
+    Both are taken out of memory by thawbox.guest before each later checkpoint and given back after it.
     """
 
     secrets: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def __bool__(self) -> bool:
+        return bool(self.secrets or self.environment)
 
     def __repr__(self) -> str:
         return f"<Injection of {len(self.secrets)} secrets, {len(self.environment)} variables>"
@@ -51,10 +55,10 @@ NOTHING = Injection()
 
 @dataclass(slots=True)
 class Attendance:
-    """Who was told before a dump, and must be told after it. `secrets` are held for them meanwhile, in memory only."""
+    """Who was told before a dump, and must be told after it, and what is held for them meanwhile."""
 
     names: tuple[str, ...] = ()
-    secrets: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    held: Held = field(default_factory=Held)
     channel: Channel | None = None
 
 
@@ -85,7 +89,8 @@ def attending(context: Context, record: Record, attendance: Attendance, *, stop:
     """The programs are told before the block, and told to go on after it; with `stop` only if `go_on` is called.
 
     A frozen sandbox cannot answer: its programs are not told before, and its clones are told all the same.
-    Raises HookFailed; the block then did not run and the programs go on.
+    Raises HookFailed, InvalidRequest for a frozen one that holds what no snapshot may; the block then did not run and
+    the programs go on.
     """
     try:
         if record.phase is not Phase.FROZEN:
@@ -93,7 +98,7 @@ def attending(context: Context, record: Record, attendance: Attendance, *, stop:
         if isinstance(attendance.channel, GuestChannel):
             _tell_guests(record, attendance, attendance.channel.names)
         elif attendance.channel is not None:
-            attendance.channel.before(attendance.secrets)
+            attendance.channel.before(attendance.held)
         yield
     except BaseException:
         if not stop:
@@ -110,7 +115,7 @@ def _tell_guests(record: Record, attendance: Attendance, names: tuple[str, ...])
     while names:
         told.update(names)
         attendance.channel = GuestChannel(record, tuple(sorted(told)))
-        GuestChannel(record, names).before(attendance.secrets)
+        GuestChannel(record, names).before(attendance.held)
         listening = guest_names(record)
         names = tuple(name for name in listening if name not in told)
         attendance.names = tuple(name for name in listening if name in told)
@@ -122,9 +127,9 @@ def go_on(attendance: Attendance) -> None:
     Raises HookFailed; it is told once.
     """
     channel, attendance.channel = attendance.channel, None
-    secrets, attendance.secrets = attendance.secrets, {}
+    held, attendance.held = attendance.held, Held()
     if channel is not None:
-        channel.after(Told("checkpoint", secrets=secrets))
+        channel.after(Told("checkpoint", environment=held.environment, secrets=held.secrets))
 
 
 def names_in(record: Record, attendance: Attendance) -> tuple[str, ...]:
@@ -142,7 +147,7 @@ def tell_restored(
     """
     channel = channel_of(context, record, names=names)
     if channel is None:
-        if injection.secrets or injection.environment:
+        if injection:
             raise _nobody(record)
         return
     channel.after(Told(what, max(0.0, slept), injection.environment, injection.secrets))
