@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -12,11 +14,22 @@ from guests import SETUP, evaluate, interpreter, interpreter_spec, run
 from roads import on_both_roads
 from thawbox.engines import Engine
 from thawbox.engines.criu import CriuEngine
-from thawbox.errors import DumpFailed, HookFailed, InvalidRequest, PoolExhausted, StartFailed, Unsupported
+from thawbox.errors import (
+    DumpFailed,
+    HookFailed,
+    InvalidRequest,
+    InvalidTransition,
+    PoolExhausted,
+    StartFailed,
+    Unsupported,
+)
 from thawbox.model import Phase
 from thawbox.node import Node, make_criu_engine
 from thawbox.pool import PoolSpec
+from thawbox.sandbox.checkpointing import Wish
 from traces import Traces
+
+OpenNode = Callable[..., Node]
 
 
 def test_hooks_run_before_a_checkpoint_and_after_it_in_the_original(node: Node) -> None:
@@ -379,6 +392,33 @@ def test_hooks_by_http_are_told_the_same(node: Node) -> None:
     before = ["/internal/before-checkpoint", None, sandbox.name, None]
     assert evaluate(clone, "events") == [before, ["/internal/after-restore", "clone", clone.name, {"KEY": "c2VzYW1l"}]]
     assert evaluate(sandbox, "events") == [before, ["/internal/after-checkpoint", "checkpoint", sandbox.name, {}]]
+
+
+COUNT = "class Never:\n def __bool__(self): return bool(asked.append(1))\nasked = []\nready = Never()"
+
+
+def test_who_waits_until_a_sandbox_is_ready_keeps_nobody_from_stopping_it(open_node: OpenNode) -> None:
+    node = open_node(lock_timeout=2.0)
+    sandbox = interpreter(node, HTTP, hooks="http://127.0.0.1:9000", ready_timeout=60)
+    run(sandbox, COUNT)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(sandbox.checkpoint, when_ready=True)
+        run(sandbox, "while not asked: time.sleep(0.001)")
+        node.sandbox(sandbox.id).stop(timeout=0)
+        with pytest.raises(StartFailed, match="ended before it was ready"):
+            waiting.result()
+
+
+def test_a_frozen_sandbox_is_not_waited_for_since_it_cannot_say_that_it_is_ready(node: Node) -> None:
+    sandbox = interpreter(node)
+    sandbox.freeze()
+    begin_later = partial(sandbox.begin_checkpoint, Wish(when_ready=True))
+    for begin in (partial(sandbox.checkpoint, when_ready=True), begin_later):
+        with pytest.raises(InvalidTransition, match="is frozen") as refused:
+            begin()
+        assert "thaw it" in refused.value.remediation
+    sandbox.thaw()
+    sandbox.checkpoint(when_ready=True)
 
 
 @on_both_roads

@@ -14,7 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from thawbox.engines import ALONE, INIT_PID, Parents, Place
-from thawbox.errors import CopyLost, DumpFailed, HookFailed, IntegrityError, InvalidRequest, SnapshotNotFound
+from thawbox.errors import (
+    CopyLost,
+    DumpFailed,
+    HookFailed,
+    IntegrityError,
+    InvalidRequest,
+    InvalidTransition,
+    SnapshotNotFound,
+    StartFailed,
+)
 from thawbox.host.cgroup import Cgroup
 from thawbox.host.clocks import Clocks, clocks_of
 from thawbox.host.databases import OpenDatabase, find_databases
@@ -28,7 +37,7 @@ from thawbox.sandbox.captures import Capture, capture_ahead, capture_frozen, enc
 from thawbox.sandbox.context import Context
 from thawbox.sandbox.ending import take_down
 from thawbox.sandbox.finishing import Unfinished, finish, late_directory, write_unfinished
-from thawbox.sandbox.hooks import Attendance, attending, go_on, names_in, wait_until_ready
+from thawbox.sandbox.hooks import Attendance, attending, go_on, missing, names_in, wait_until_ready
 from thawbox.sandbox.journal import Record
 from thawbox.sandbox.links import direct_link, has_callers
 from thawbox.sandbox.preflight import check_freezable, explained
@@ -79,6 +88,28 @@ def begin(context: Context, record: Record, wish: Wish) -> tuple[Staging, Unfini
     return staging, unfinished
 
 
+def wait_for_wish(context: Context, record: Record, wish: Wish) -> None:
+    """Return once the programs may be checkpointed, where that is wished; the sandbox's lock is not needed.
+
+    Raises what the checkpoint would refuse after the wait, and StartFailed when they are not ready in time.
+    """
+    if not wish.when_ready:
+        return
+    next_phase(record.phase, Verb.CHECKPOINT, who=record.name)
+    check_wish(wish)
+    _choose_parent(context, record, wish)
+    _check_thawed(record)
+    wait_until_ready(context, record, timeout=record.spec.ready_timeout)
+
+
+def _check_thawed(record: Record) -> None:
+    if record.phase is Phase.FROZEN:
+        raise InvalidTransition(
+            f"{record.name} is frozen: its programs cannot say that they are ready",
+            remediation="thaw it first, or do not wait until it is ready",
+        )
+
+
 def _choose_parent(context: Context, record: Record, wish: Wish) -> tuple[SnapshotId | None, bool]:
     """The snapshot to hold the dump against, None for none wanted or none here; and whether its chain is full.
 
@@ -107,9 +138,13 @@ def dump(context: Context, record: Record, staging: Staging, wish: Wish, attenda
     A short freeze that comes to nothing, because what it left to be read was ended, is followed by a plain one.
     """
     check_wish(wish)
-    _choose_parent(context, record, wish)  # refuses now what it would refuse after a wait
     if wish.when_ready:
-        wait_until_ready(context, record, timeout=record.spec.ready_timeout)
+        _check_thawed(record)
+        if waiting := missing(context, record):
+            raise StartFailed(
+                f"{record.name} is no longer ready to be checkpointed: {', '.join(waiting)}",
+                remediation="wait until it is, then retry",
+            )
     try:
         return _dump(context, record, staging, wish, attendance, why_plain=_why_plain(context, record, wish))
     except CopyLost as lost:

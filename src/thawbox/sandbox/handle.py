@@ -98,6 +98,7 @@ class Sandbox:
         Raises InvalidTransition, InvalidRequest, DumpFailed, HookFailed; the sandbox is then as it was.
         """
         wish = Wish(mode, stop, skip_if_clean, name, labels or {}, ttl, pinned, when_ready)
+        checkpointing.wait_for_wish(self._context, self.record, wish)
         lock = background.take_finishing_lock(self._context, self.id)
         try:
             with self._step("checkpoint") as step, self._change() as record:
@@ -116,6 +117,7 @@ class Sandbox:
         A thread of this process finishes it, which `close` of the node waits for; or `program`, a command that does
         as `thawbox.cli.finish`, in a process of its own, so that this one may end. Raises InvalidRequest with `stop`.
         """
+        checkpointing.wait_for_wish(self._context, self.record, wish)
         lock = background.take_finishing_lock(self._context, self.id)
         try:
             with self._step("checkpoint.begin") as step, self._change() as record:

@@ -13,7 +13,6 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
 
 from thawbox.errors import HookFailed, InvalidRequest, StartFailed
-from thawbox.lifecycle import ALIVE
 from thawbox.model import Phase
 from thawbox.sandbox.channels import (
     READY_SECONDS,
@@ -27,7 +26,7 @@ from thawbox.sandbox.channels import (
 )
 from thawbox.sandbox.context import Context
 from thawbox.sandbox.journal import Record
-from thawbox.sandbox.observe import observe
+from thawbox.sandbox.observe import is_alive
 
 FIRST_PAUSE = 0.002
 LONGEST_PAUSE = 0.1
@@ -187,11 +186,14 @@ def missing(context: Context, record: Record, *, timeout: float = READY_SECONDS)
 
 
 def wait_until_ready(context: Context, record: Record, *, timeout: float) -> None:
-    """Return once the programs say that they may be checkpointed; raises StartFailed after `timeout` seconds."""
+    """Return once the programs say that they may be checkpointed; raises StartFailed after `timeout` seconds.
+
+    The caller need not hold the sandbox's lock: nothing is changed here.
+    """
     deadline = time.monotonic() + timeout
     pause = FIRST_PAUSE
     while waiting := missing(context, record):
-        if observe(context, record).phase not in ALIVE:
+        if not is_alive(context, record):
             raise StartFailed(f"{record.name} ended before it was ready to be checkpointed")
         if time.monotonic() > deadline:
             raise StartFailed(
