@@ -18,7 +18,7 @@ from thawbox.cluster.crds import POOL_LABEL, STATE_LABEL, crds
 from thawbox.cluster.dispatcher import Dispatcher, Options, dispatching
 from thawbox.cluster.facts import Refusal
 from thawbox.cluster.kube import CLAIMS, DEFINITIONS, PODS, POOLS, TEMPLATES, Kube, connected
-from thawbox.cluster.reconcile import Reconciler
+from thawbox.cluster.reconcile import Reconciler, ReconcilerEnded, reconciling
 from thawbox.cluster.recovery import Recovery
 from thawbox.cluster.state import State
 from thawbox.errors import EngineError
@@ -274,5 +274,39 @@ def test_a_capture_that_fails_in_whatever_way_says_so_and_the_next_is_tried_else
         await reconciler.template("golden")
         assert (await world.kube.get(TEMPLATES, "golden"))["status"]["phase"] == "Ready"
         assert (len(world.nodes.goldens["n1"]), len(world.nodes.goldens["n2"])) == (0, 1)
+
+    run(server, act)
+
+
+# --- kopf -------------------------------------------------------------------------------------------------------
+
+
+def test_a_dispatcher_ends_when_kopf_does(server: Server) -> None:
+    async def act(world: World) -> None:
+        dispatcher = await world.dispatch()
+        with pytest.raises(ExceptionGroup) as ended, Server() as refusing:
+            refusing.refuse_next = [401] * 1000
+            async with reconciling(dispatcher, world.nodes, server=refusing.url, now=lambda: 0.0):
+                await asyncio.Event().wait()
+        assert [type(one) for one in ended.value.exceptions] == [ReconcilerEnded]
+
+    run(server, act)
+
+
+def test_kopf_has_a_template_captured_when_it_comes_and_when_it_changes(server: Server) -> None:
+    async def act(world: World) -> None:
+        await world.nodes.add("n1")
+        dispatcher = await world.dispatch()
+        templates = dispatcher.state.templates
+
+        def is_of(generation: int) -> bool:
+            status = templates.objects.get("golden", {}).get("status", {})
+            return bool(status.get("phase") == "Ready" and status["observedGeneration"] == generation)
+
+        async with reconciling(dispatcher, world.nodes, server=server.url, now=lambda: 0.0):
+            await world.kube.create(TEMPLATES, {"metadata": {"name": "golden"}, "spec": {"sandbox": {}, "keep": 1}})
+            assert await templates.wait(lambda: is_of(1), timeout=PATIENCE)
+            await world.kube.patch(TEMPLATES, "golden", {"spec": {"sandbox": {"command": ["next"]}}})
+            assert await templates.wait(lambda: is_of(2), timeout=PATIENCE)
 
     run(server, act)

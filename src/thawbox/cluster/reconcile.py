@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from concurrent.futures import Future
 from typing import Any
 
 from thawbox.cluster.capture import HeldElsewhere, ensure_golden, superseded
@@ -13,9 +14,11 @@ from thawbox.cluster.crds import GROUP, VERSION, Json
 from thawbox.cluster.dispatcher import Dispatcher
 from thawbox.cluster.kube import TEMPLATES
 from thawbox.cluster.nodes import Nodes
-from thawbox.errors import NotFound, ThawboxError
+from thawbox.errors import NotFound, ThawboxError, Unavailable
 
 RETRY_SECONDS = 10.0
+STOP_SECONDS = 5.0
+"""How long kopf may take to stop."""
 
 
 class Reconciler:
@@ -94,25 +97,54 @@ def registry(reconciler: Reconciler, *, server: str) -> Any:
     return handlers
 
 
-@contextlib.contextmanager
-def reconciling(dispatcher: Dispatcher, nodes: Nodes, *, server: str, now: Callable[[], float]) -> Generator[None]:
-    """kopf in a thread and a loop of its own until the end of the block: it sets signal handlers where it can."""
+class ReconcilerEnded(Unavailable):
+    """kopf has ended by itself: nothing would be captured any more."""
+
+    code = "unavailable.reconciler"
+
+
+@contextlib.asynccontextmanager
+async def reconciling(
+    dispatcher: Dispatcher, nodes: Nodes, *, server: str, now: Callable[[], float]
+) -> AsyncGenerator[None]:
+    """kopf in a thread and a loop of its own until the end of the block: it sets signal handlers where it can.
+
+    Raises ReconcilerEnded in the block, in an ExceptionGroup, when kopf ends before.
+    """
     import kopf as untyped
 
     kopf: Any = untyped
     handlers: Json = registry(Reconciler(dispatcher, nodes, now=now), server=server)
-    stop = threading.Event()
+    stop, ended = threading.Event(), Future[None]()
+    ended.set_running_or_notify_cancel()
+    over = asyncio.wrap_future(ended)
 
-    def operate() -> None:
-        asyncio.run(
-            kopf.operator(
+    async def operate() -> None:
+        try:
+            await kopf.operator(
                 registry=handlers, namespaces=[dispatcher.kube.namespace], standalone=True, stop_flag=stop, priority=0
             )
-        )
+        finally:
+            stop.set()  # a thread of this loop waits for it
 
-    thread = threading.Thread(target=operate, name="thawbox-kopf", daemon=True)
-    thread.start()
+    def run() -> None:
+        try:
+            asyncio.run(operate())
+        except BaseException as error:  # noqa: BLE001 - told to whoever watches
+            ended.set_exception(error)
+        else:
+            ended.set_result(None)
+
+    async def watch() -> None:
+        await asyncio.wait({over})
+        raise ReconcilerEnded(f"kopf has ended: {over.exception()!r}") from over.exception()
+
+    threading.Thread(target=run, name="thawbox-kopf", daemon=True).start()
     try:
-        yield
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(watch())
+            yield
+            watching.cancel()
     finally:
         stop.set()
+        await asyncio.wait({over}, timeout=STOP_SECONDS)

@@ -52,21 +52,20 @@ async def dispatch(
     from thawbox.cluster.claims_app import create_app
     from thawbox.cluster.reconcile import reconciling
 
+    no_kopf = contextlib.nullcontext()
     with socket.create_server(listen, backlog=512) as listening:
         async with (
             connected(namespace=where.namespace, server=where.server, kubeconfig=where.kubeconfig) as kube,
             Nodes(token=node_token, ca=node_ca) as nodes, dispatching(kube, nodes, options) as dispatcher,
+            reconciling(dispatcher, nodes, server=where.server, now=time.time) if reconcile else no_kopf,
         ):  # fmt: skip
-            with contextlib.ExitStack() as undo:
-                if reconcile:
-                    undo.enter_context(reconciling(dispatcher, nodes, server=where.server, now=time.time))
-                app = create_app(dispatcher, token=token)
-                server = uvicorn.Server(uvicorn.Config(
-                        app, lifespan="off", log_level="warning", access_log=False, timeout_graceful_shutdown=5,
-                    ))  # fmt: skip
-                host, port = listening.getsockname()[:2]
-                ready(f"http://{host}:{port}")
-                await server.serve(sockets=[listening])
+            app = create_app(dispatcher, token=token)
+            server = uvicorn.Server(uvicorn.Config(
+                    app, lifespan="off", log_level="warning", access_log=False, timeout_graceful_shutdown=5,
+                ))  # fmt: skip
+            host, port = listening.getsockname()[:2]
+            ready(f"http://{host}:{port}")
+            await server.serve(sockets=[listening])
 
 
 async def tend(where: Where, options: AgentOptions, *, token: str, ready: Callable[[], None]) -> None:
