@@ -2,7 +2,8 @@
 this node is. It speaks to the API server and to the node's own `thawbox serve`, and is asked nothing itself.
 
 Rule 1: what a pod's labels say is written by compare-and-swap: a pod that was leased meanwhile stays leased.
-Rule 2: the node's lease and what its service freezes when that is not renewed are `fencing`'s.
+Rule 2: one task at a time for each pod; none waits for another's.
+Rule 3: the node's lease and what its service freezes when that is not renewed are `fencing`'s.
 """
 
 from __future__ import annotations
@@ -10,15 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
 
 from thawbox.cluster.crds import (
-    CLAIM_NAME,
     GROUP,
     MACHINE,
     NODE_LABEL,
@@ -38,13 +38,16 @@ from thawbox.cluster.fencing import Fencing, leased_among
 from thawbox.cluster.index import Index
 from thawbox.cluster.kube import CLAIMS, PODS, POOLS, TEMPLATES, Conflict, Kube
 from thawbox.cluster.nodes import Nodes
+from thawbox.cluster.replicating import Replication
 from thawbox.cluster.state import BROKEN, EMPTY, LEASED, PARKED, is_there, notes_of, pool_of, state_of
-from thawbox.cluster.times import read, written
 from thawbox.errors import NotFound, Refused, ThawboxError, Unavailable
 
 _log = structlog.get_logger()
-RETRY_SECONDS = 10.0
-"""After a snapshot of a leased clone failed, until it is tried once more."""
+PLACINGS, RECOVERIES = 4, 8
+"""Clones parked at a time, and lost ones brought back: each may wait for a store."""
+
+
+Work = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +83,10 @@ class Agent:
             kube, nodes, options.own, node=options.node, seconds=options.lease_seconds, labels=labels,
             annotations={URL: options.url, MACHINE: options.machine},
         )  # fmt: skip
-        self._not_before: dict[str, float] = {}
-        """Pods whose snapshot failed, and when it is tried again by the monotonic clock."""
+        self._replication = Replication(kube, nodes, options.own, self._claims, store_of=self._store_of)
+        self._placings = asyncio.Semaphore(PLACINGS)
+        self._recoveries = asyncio.Semaphore(RECOVERIES)
+        self._at_work: set[str] = set()
 
     async def run(self) -> None:
         """Tend the node, for ever."""
@@ -94,8 +99,12 @@ class Agent:
             tasks.create_task(self._fencing.keep())
             tasks.create_task(self._keep_fence())
             while True:
-                with contextlib.suppress(Unavailable):
-                    await self.look()
+                try:
+                    await self._look(tasks)
+                except Unavailable as error:
+                    _log.warning("look.failed", why=str(error))
+                    await asyncio.sleep(self.options.look_every)
+                self._replication.look(list(self.pods.objects.values()), tasks)
                 await self.pods.wait(self._has_work, timeout=self.options.look_every)
 
     async def hand_over(self) -> None:
@@ -112,10 +121,12 @@ class Agent:
 
     def _has_work(self) -> bool:
         return any(
-            (state_of(pod) == EMPTY and is_there(pod) and self._pid_of(pod) and self._golden(pod))
-            or self._is_to_recover(pod)
+            pod["metadata"]["uid"] not in self._at_work and (self._is_to_park(pod) or self._is_to_recover(pod))
             for pod in self.pods.objects.values()
         )  # fmt: skip
+
+    def _is_to_park(self, pod: Json) -> bool:
+        return bool(state_of(pod) == EMPTY and is_there(pod) and self._golden(pod) and self._pid_of(pod))
 
     def _golden(self, pod: Json) -> Json | None:
         """The status of a pod's template once it has a snapshot."""
@@ -129,39 +140,63 @@ class Agent:
             return False
         return bool(json.loads(notes_of(pod)[WANTED])["id"] != notes_of(pod).get(SNAPSHOT))
 
-    async def look(self) -> None:
-        """One round over the pods of this node."""
+    async def _look(self, tasks: asyncio.TaskGroup) -> None:
+        """Begin what there is to do for each pod of this node, but for those at which somebody is at work.
+
+        Not for those at which somebody was when the node was asked, either: the answer may be older than his work.
+        """
+        busy = set(self._at_work)
         placed = {one["pod"]: one for one in await self._nodes.placed(self.options.own)}
         pods = {pod["metadata"]["uid"]: pod for pod in self.pods.objects.values()}
-        for uid in placed.keys() | pods.keys():
-            try:
-                await self._tend(uid, pods.get(uid), placed.get(uid))
-            except ThawboxError as error:  # one pod's trouble is not the others'; the next look tries again
-                _log.warning("tend.failed", pod=uid, code=error.code, why=str(error))
-        await self._replicate()
+        for uid in (placed.keys() | pods.keys()) - busy:
+            work = self._work_for(uid, pods.get(uid), placed.get(uid))
+            if work is not None:
+                self._at_work.add(uid)
+                tasks.create_task(self._guarded(uid, work))
 
-    async def _tend(self, uid: str, pod: Json | None, held: Json | None) -> None:
+    def _work_for(self, uid: str, pod: Json | None, held: Json | None) -> Work | None:
         if pod is None or not is_there(pod):
-            if held is not None:
-                await self._nodes.empty(self.options.own, uid)
-        elif self._is_to_recover(pod):
-            await self._recover(pod)
-        elif state_of(pod) == EMPTY:
-            await self._park(pod)
-        elif state_of(pod) == PARKED:
-            await self._check(pod, held)
+            return None if held is None else partial(self._nodes.empty, self.options.own, uid)
+        if self._is_to_recover(pod):
+            return partial(self._recover, pod)
+        if self._is_to_park(pod):
+            return partial(self._park, pod)
+        if state_of(pod) == PARKED and (self._is_stale(pod) or held is None or held["state"] != "frozen"):
+            return partial(self._clear, pod)
+        if state_of(pod) == LEASED and (held is None or held["state"] in ("exited", "lost")):
+            return partial(self._break, pod, held)
+        return None
+
+    async def _guarded(self, uid: str, work: Work) -> None:
+        try:
+            await work()
+        except ThawboxError as error:  # one pod's trouble is not the others'; it is tried again, but not at once
+            _log.warning("tend.failed", pod=uid, code=error.code, why=str(error))
+            await asyncio.sleep(self.options.look_every)
+        finally:
+            self._at_work.discard(uid)
 
     async def _park(self, pod: Json) -> None:
-        golden, pid = self._golden(pod), self._pid_of(pod)
-        if golden is None or not pid:
-            return
-        await self._fill(pod, PARKED, snapshot=golden["snapshot"], url=golden.get("url", ""), pid=pid,
-                         name=pool_of(pod), recover=False)  # fmt: skip
+        async with self._placings:
+            now, golden = self._as_it_is(pod), self._golden(pod)
+            if now is None or golden is None or not self._is_to_park(now):
+                return
+            await self._fill(now, PARKED, snapshot=golden["snapshot"], url=golden.get("url", ""),
+                             pid=self._pid_of(now), name=pool_of(now), recover=False)  # fmt: skip
 
     async def _recover(self, pod: Json) -> None:
-        wanted = json.loads(notes_of(pod)[WANTED])
-        await self._fill(pod, LEASED, snapshot=wanted["id"], url=wanted.get("url", ""), pid=self._pid_of(pod),
-                         recover=True)  # fmt: skip
+        async with self._recoveries:
+            now = self._as_it_is(pod)
+            if now is None or not self._is_to_recover(now):
+                return
+            wanted = json.loads(notes_of(now)[WANTED])
+            await self._fill(now, LEASED, snapshot=wanted["id"], url=wanted.get("url", ""), pid=self._pid_of(now),
+                             recover=True)  # fmt: skip
+
+    def _as_it_is(self, pod: Json) -> Json | None:
+        """A pod after a wait; None when it is gone."""
+        now = self.pods.objects.get(pod["metadata"]["name"])
+        return now if now is not None and now["metadata"]["uid"] == pod["metadata"]["uid"] else None
 
     async def _fill(self, pod: Json, state: str, *, snapshot: str, **wish: object) -> None:
         """Place a clone and write down what came of it; a pod whose label moved meanwhile keeps its new one."""
@@ -187,56 +222,36 @@ class Agent:
                     self.pods.seen(pod)
                     return
 
-    async def _check(self, pod: Json, held: Json | None) -> None:
-        """A parked clone that died, ran, or is of an older snapshot, makes room for a new one."""
+    def _is_stale(self, pod: Json) -> bool:
         golden = self._golden(pod)
-        stale = golden is not None and notes_of(pod).get(SNAPSHOT) != golden["snapshot"]
-        if not stale and held is not None and held["state"] == "frozen":
-            return
+        return golden is not None and notes_of(pod).get(SNAPSHOT) != golden["snapshot"]
+
+    async def _clear(self, pod: Json) -> None:
+        """A parked clone that died, ran, or is of an older snapshot, makes room for a new one."""
+        await self._restate(pod, EMPTY, {SNAPSHOT: None, SANDBOX: None})
+
+    async def _break(self, pod: Json, held: Json | None) -> None:
+        """A leased clone that is no more: whoever dispatches brings its claim back in another pod."""
+        why = "its clone is gone" if held is None else f"its clone is {held['state']}"
+        await self._restate(pod, BROKEN, {WHY: why})
+
+    async def _restate(self, pod: Json, state: str, notes: Json) -> None:
+        """Write another state of a pod than the API server has, where that one is the one that we know."""
         try:  # a thaw may be a lease that we have not heard of, a death the end of the pod
             now = await self._kube.get(PODS, pod["metadata"]["name"])
         except NotFound:
             self.pods.forget(pod["metadata"]["name"])
             return
-        if state_of(now) != PARKED:
-            self.pods.seen(now)
+        self.pods.seen(now)
+        if state_of(now) != state_of(pod) or not is_there(now) or self._is_to_recover(now):
             return
-        change = {"metadata": {"labels": {STATE_LABEL: EMPTY}, "annotations": {SNAPSHOT: None, SANDBOX: None}}}
+        change = {"metadata": {"labels": {STATE_LABEL: state}, "annotations": notes}}
         with contextlib.suppress(Conflict, NotFound):
             found = await self._kube.patch(
                 PODS, now["metadata"]["name"], change, version=now["metadata"]["resourceVersion"]
             )
             self.pods.seen(found)
-
-    # --- replication ------------------------------------------------------------------------------------------
-
-    async def _replicate(self) -> None:
-        """Snapshots of leased clones whose claims ask for them, when they are due."""
-        for pod in list(self.pods.objects.values()):
-            claim = self._claims.objects.get(notes_of(pod).get(CLAIM_NAME, ""))
-            if claim is None or claim.get("status", {}).get("pod") != pod["metadata"]["name"] or not is_there(pod):
-                continue
-            every, status = claim["spec"].get("checkpointEvery"), claim["status"]
-            store = self._store_of(pod)
-            if not every or not store or status.get("phase") != "Bound":
-                continue
-            last = read(status["snapshot"]["at"]) if status.get("snapshot") else 0.0
-            uid = pod["metadata"]["uid"]
-            if time.time() - last < float(every) or time.monotonic() < self._not_before.get(uid, 0.0):
-                continue
-            try:
-                await self._replicate_one(pod, claim, store)
-            except ThawboxError as error:
-                self._not_before[uid] = time.monotonic() + RETRY_SECONDS
-                _log.warning("replicate.failed", pod=pod["metadata"]["name"], code=error.code, why=str(error))
-            else:
-                self._not_before.pop(uid, None)
-
-    async def _replicate_one(self, pod: Json, claim: Json, store: str) -> None:
-        at = written(time.time())
-        made = await self._nodes.checkpoint(self.options.own, pod["metadata"]["uid"], to=store)
-        status = {"status": {"snapshot": {"id": made["id"], "url": store, "at": at}}}
-        self._claims.seen(await self._kube.patch(CLAIMS, claim["metadata"]["name"], status, sub="status"))
+            _log.info("pod.restated", pod=now["metadata"]["name"], state=state)
 
     def _store_of(self, pod: Json) -> str:
         pool = self._pools.objects.get(pool_of(pod), {})
