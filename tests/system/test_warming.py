@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -88,6 +89,14 @@ def test_all_that_are_asked_for_are_held_and_each_is_loaded_once(given: Node, wo
     for snapshot in wanted:
         release(given.context, snapshot, holder="test")
     assert not warm(given)
+
+
+def test_many_that_ask_for_the_same_at_once_load_it_once(given: Node, world: World) -> None:
+    (snapshot,) = snapshots(given, 1)
+    with ThreadPoolExecutor(4) as threads:
+        held = [threads.submit(hold, given.context, snapshot, holder=str(number), shells=0) for number in range(4)]
+    assert all(one.result() for one in held)
+    assert world.loads == [snapshot]
 
 
 def test_of_those_held_for_demand_alone_the_ones_used_last_stay_and_the_others_are_not_loaded_anew(

@@ -103,3 +103,22 @@ def test_what_is_let_go_while_it_is_loaded_is_not_held_and_what_dies_unasked_is_
     assert warmth.loaded(OTHER, resident=1, now=1.0, by_demand=True)
     warmth.died(OTHER, now=2.0)
     assert not warmth.wanted()
+
+
+def test_what_two_want_is_loaded_by_one_and_memory_is_promised_once() -> None:
+    warmth, order = Warmth(), list[str]()
+
+    def load_the_same() -> None:
+        with warmth.loading(ONE, resident=5) as promised:
+            order.append(f"second, beside {promised}")
+
+    second = threading.Thread(target=load_the_same, daemon=True)
+    with warmth.loading(ONE, resident=5) as before:
+        with warmth.loading(OTHER, resident=7) as beside:
+            assert (before, beside) == (0, 5)
+        second.start()
+        while not waits(second):
+            pass
+        order.append("first")
+    second.join(MINUTE)
+    assert order == ["first", "second, beside 0"]

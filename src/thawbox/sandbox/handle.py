@@ -389,7 +389,7 @@ class Snapshot:
         return warming.hold(self._context, self.id, holder="caller", shells=shells)
 
     def cool(self) -> None:
-        """Give up what `warm` holds; clones run on."""
+        """Give up what `warm` holds, and what is held for demand alone; clones run on."""
         warming.release(self._context, self.id, holder="caller")
 
     def clones(self, count: int, *, name: str = "", eager: bool = False) -> list[Sandbox]:

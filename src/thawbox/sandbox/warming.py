@@ -90,8 +90,8 @@ def _warm_by_demand(context: Context, snapshot: SnapshotId) -> None:
 
 def _load(context: Context, fetched: Fetched, *, by_demand: bool = False) -> bool:
     resident = _resident(fetched.images)
-    with context.warmth.loading:
-        if not context.engine.is_warm(fetched.images[-1]) and not _warm(context, fetched, resident):
+    with context.warmth.loading(fetched.id, resident=resident) as promised:
+        if not context.engine.is_warm(fetched.images[-1]) and not _warm(context, fetched, resident + promised):
             return False
         if not context.warmth.loaded(fetched.id, resident=resident, now=context.now(), by_demand=by_demand):
             _give_up(context, fetched.id)
@@ -102,8 +102,8 @@ def _load(context: Context, fetched: Fetched, *, by_demand: bool = False) -> boo
     return True
 
 
-def _warm(context: Context, fetched: Fetched, resident: int) -> bool:
-    if not has_room(resident, available=context.available_memory(), total=total_memory()):
+def _warm(context: Context, fetched: Fetched, needed: int) -> bool:
+    if not has_room(needed, available=context.available_memory(), total=total_memory()):
         context.warmth.given_up(fetched.id, now=context.now())
         return False
     with context.telemetry.step("engine.warm", snapshot=fetched.id) as step:

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 from thawbox.model import SnapshotId
@@ -44,11 +45,10 @@ class Warmth:
     """The books of one node's process. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        self.loading = threading.Lock()
-        """Held by whoever loads: memory that is free is promised once, and what two want is loaded once."""
         self._lock = threading.Condition()
         self._requests: dict[SnapshotId, deque[float]] = {}
         self._warm: dict[SnapshotId, Warm] = {}
+        self._loading: dict[SnapshotId, int] = {}
         self._refused: dict[SnapshotId, float] = {}
         self._sweep_at = float("-inf")
         self._thread: threading.Thread | None = None
@@ -87,6 +87,23 @@ class Warmth:
         with self._lock:
             self._warm.setdefault(snapshot, Warm(now)).holders[holder] = shells
             self._lock.notify_all()
+
+    @contextlib.contextmanager
+    def loading(self, snapshot: SnapshotId, *, resident: int) -> Generator[int]:
+        """A block in which nobody else loads this snapshot; gives the bytes that others are about to load.
+
+        So what two want is loaded once, and memory that is free is promised once.
+        """
+        with self._lock:
+            self._lock.wait_for(lambda: snapshot not in self._loading)
+            promised = sum(self._loading.values())
+            self._loading[snapshot] = resident
+        try:
+            yield promised
+        finally:
+            with self._lock:
+                del self._loading[snapshot]
+                self._lock.notify_all()
 
     def loaded(self, snapshot: SnapshotId, *, resident: int, now: float, by_demand: bool = False) -> bool:
         """It is held now; False if that was not `by_demand`, and whoever wanted it has let it go meanwhile."""
