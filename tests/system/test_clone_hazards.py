@@ -242,6 +242,29 @@ def test_environment_of_one_clone_is_in_no_later_snapshot_and_not_in_its_clones(
     assert evaluate(restored, "seen()") == ["back", "from the template", "its own"]
 
 
+def test_a_frozen_sandbox_is_checkpointed_only_if_it_holds_nothing_that_it_was_given(node: Node) -> None:
+    sandbox = interpreter(node)
+    sandbox.freeze()
+    snapshot = sandbox.checkpoint()
+    secret = b"a-secret-that-stands-alone-5d0b"
+    clone, later = snapshot.clone(secrets={"KEY": secret}), snapshot.clone()
+    later.give(environment={"WHO": secret.decode()})
+    for given in (clone, later):
+        given.freeze()
+        for stop in (False, True):
+            with pytest.raises(InvalidRequest, match="given secrets or environment") as refused:
+                given.checkpoint(stop=stop)
+            assert "thaw" in refused.value.remediation
+            assert given.state is Phase.FROZEN
+        given.thaw()
+        given.checkpoint()
+    assert not files_with(node, secret)
+    assert evaluate(clone, "len(guest.secrets['KEY'])") == len(secret)
+    restored, _ = clone.checkpoint(stop=True).restore()
+    restored.freeze()
+    restored.checkpoint()
+
+
 # --- connections -----------------------------------------------------------------------------------------------------
 
 CONNECTIONS = (

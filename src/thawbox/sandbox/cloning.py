@@ -76,7 +76,8 @@ def _clone(
             locks.enter_context(context.exclusive(identity.id))
             undo.callback(context.remove_locks, identity.id)
             undo.callback(remove_tree, context.directory(identity.id))
-        planned = add_record(context, _planned(context, body, identity, owner=owner, placeholder=placeholder))
+        wanted = _planned(context, body, identity, owner=owner, placeholder=placeholder)
+        planned = add_record(context, replace(wanted, given=bool(injection)))
         undo.callback(context.journal.remove, planned.id)
         with context.telemetry.step("shell", sandbox=planned.id):
             if reserved is not None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-from thawbox.errors import InvalidTransition, SandboxNotFound
+from thawbox.errors import InvalidRequest, InvalidTransition, SandboxNotFound
 from thawbox.host.cgroup import Stats
 from thawbox.host.identity import lookup_user
 from thawbox.host.init_client import Completed, ExecRefused, ExecSession
@@ -232,7 +232,14 @@ class Sandbox:
         """
         with self._step("give"), self._change() as record:
             next_phase(record.phase, Verb.EXEC, who=record.name)
-            give(self._context, record, Injection(secrets or {}, environment or {}))
+            injection = Injection(secrets or {}, environment or {})
+            if injection and not record.given:
+                self._update(replace(record, given=True))
+            try:
+                give(self._context, record, injection)
+            except InvalidRequest:  # nobody was told
+                self._update(record)
+                raise
 
     def connect(self, port: int, *, timeout: float = 10.0) -> socket.socket:
         """A TCP connection to a port of the sandbox's loopback, whatever network it has."""

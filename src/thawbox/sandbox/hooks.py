@@ -91,6 +91,11 @@ def attending(context: Context, record: Record, attendance: Attendance, *, stop:
     Raises HookFailed, InvalidRequest for a frozen one that holds what no snapshot may; the block then did not run and
     the programs go on.
     """
+    if record.phase is Phase.FROZEN and record.given:
+        raise InvalidRequest(
+            f"{record.name} is frozen and was given secrets or environment, which would be in the snapshot",
+            remediation="thaw it: its programs give them up before a checkpoint",
+        )
     try:
         if record.phase is not Phase.FROZEN:
             attendance.channel = channel_of(context, record)

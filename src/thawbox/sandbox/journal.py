@@ -49,6 +49,7 @@ class Record:
     overlay, base first. `machine_id` and `hostname` are its identity: kept by a restore, new in a clone.
     `owner` is who else decides about it (`pool:NAME`); `lease` says that its owner gave it away, until `lease_until`.
     `placeholder` is the host pid of the process in whose namespaces it was made, where it was made in a pod's.
+    `given` says that its programs hold secrets or environment, which only they can take out before a snapshot is made.
     """
 
     id: SandboxId
@@ -73,6 +74,7 @@ class Record:
     lease: str = ""
     lease_until: float = 0.0
     placeholder: int = 0
+    given: bool = False
 
 
 class Journal:

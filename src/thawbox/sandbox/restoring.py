@@ -70,7 +70,7 @@ def _restore(
         planned = replace(
             base, spec=body.spec, hostname=body.hostname, machine_id=body.machine_id,
             phase=next_phase(base.phase, Verb.RESTORE, who=base.name), generation=base.generation + 1,
-            ended_at=None, ended_why="", placeholder=placeholder, owner=owner or base.owner,
+            ended_at=None, ended_why="", placeholder=placeholder, owner=owner or base.owner, given=bool(injection),
         )  # fmt: skip
         for publish in planned.spec.publish:
             check_port(publish, remedy=_FREE_THE_PORT)
