@@ -22,7 +22,9 @@ from thawbox.errors import (
     CorruptSnapshot,
     DumpFailed,
     EngineError,
+    InvalidRequest,
     InvalidSpec,
+    InvalidTransition,
     RestoreFailed,
     SandboxNotFound,
     SnapshotNotFound,
@@ -100,6 +102,33 @@ def test_what_cannot_be_run_is_refused_with_a_remedy_and_leaves_nothing(
         node.run(IMPOSSIBLE[what])
     assert_clear(refused.value)
     assert not node.sandboxes()
+
+
+@pytest.mark.parametrize("mount", [Mount("/etc/hostname", "/etc"), Mount("/etc", "/usr/bin/env")])
+def test_a_file_mounted_over_a_directory_and_the_reverse_are_told_apart_from_what_is_broken(
+    node: Node, mount: Mount
+) -> None:
+    with pytest.raises(StartFailed) as refused:
+        node.run(Spec(SLEEP, mounts=(mount,)))
+    assert "a file where a file is" in refused.value.remediation
+
+
+def test_a_sandbox_that_has_ended_is_there_but_uses_nothing(node: Node) -> None:
+    sandbox = node.run(Spec(("true",)))
+    list(sandbox.logs(follow=True))
+    with pytest.raises(InvalidTransition, match=f"{sandbox.name} is exited"):
+        sandbox.stats()
+
+
+def test_a_restore_whose_name_another_has_by_now_says_how_to_go_on(node: Node, unchanged: Unchanged) -> None:
+    sandbox = node.run(Spec(SLEEP, name="wanted"))
+    snapshot = sandbox.checkpoint(stop=True)
+    sandbox.remove()
+    node.run(Spec(SLEEP, name="wanted"))
+    with unchanged(), pytest.raises(InvalidRequest, match="'wanted' is taken") as refused:
+        snapshot.restore()
+    assert "make a clone" in refused.value.remediation
+    assert snapshot.clone().state is Phase.RUNNING
 
 
 def test_unknown_names_are_not_found_and_say_where_to_look(node: Node, unchanged: Unchanged) -> None:
@@ -363,6 +392,7 @@ def test_a_restore_that_does_not_become_ready_changes_nothing(
     with unchanged(), pytest.raises(StartFailed, match=why) as unready:
         snapshot.restore()
     assert_clear(unready.value)
+    assert unready.value.log.endswith("deaf\n")
     assert sandbox.record == before
     listen.touch()
     stay.touch()
@@ -508,6 +538,7 @@ def test_a_restore_takes_no_port_on_which_the_host_listens_by_now(node: Node, un
     sandbox = node.run(Spec(SLEEP, net=Net.NAT, publish=(Publish(0, 80),)))
     (publish,) = sandbox.spec.publish
     snapshot = sandbox.checkpoint(stop=True)
+    sandbox.remove()
     with (
         socket.create_server(("127.0.0.1", publish.host_port)),
         unchanged(),

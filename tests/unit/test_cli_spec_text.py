@@ -75,6 +75,13 @@ def test_environment_comes_from_files_from_here_and_from_the_command_line_in_thi
     assert found == {"A": "1", "B": "2=3", "FROM_HERE": "here", "C": ""}
 
 
+def test_what_is_no_pair_is_told_the_form_that_is_wanted() -> None:
+    assert spec_text.read_pairs(["KEY=/run/key"], "secret", form="NAME=FILE") == {"KEY": "/run/key"}
+    with pytest.raises(InvalidSpec, match="the secret 'KEY' is not NAME=FILE") as refused:
+        spec_text.read_pairs(["KEY"], "secret", form="NAME=FILE")
+    assert refused.value.remediation == "write it as NAME=FILE"
+
+
 def test_a_health_probe_is_read_with_what_is_given_beside_it() -> None:
     assert spec_text.read_health({}) is None
     assert spec_text.read_health({"health": "tcp:80"}) == Health("tcp:80")

@@ -179,7 +179,7 @@ class _Injected(TypedDict):
 def _injected(secrets: tuple[str, ...], env: tuple[str, ...]) -> _Injected:
     from thawbox.cli.spec_text import read_environment, read_pairs
 
-    named = read_pairs(secrets, "secret")
+    named = read_pairs(secrets, "secret", form="NAME=FILE")
     return {
         "secrets": {name: Path(file).read_bytes() for name, file in named.items()},
         "environment": read_environment(env),

@@ -59,13 +59,13 @@ def read_publish(text: str) -> Publish:
     return Publish(int(host_port), int(port), address)
 
 
-def read_pairs(texts: Iterable[str], what: str) -> dict[str, str]:
-    """`KEY=VALUE` texts as a mapping; raises InvalidSpec."""
+def read_pairs(texts: Iterable[str], what: str, *, form: str = "KEY=VALUE") -> dict[str, str]:
+    """`KEY=VALUE` texts as a mapping; raises InvalidSpec, which says the form."""
     pairs: dict[str, str] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not key or not equals:
-            raise InvalidSpec(f"the {what} {text!r} is not KEY=VALUE", remediation="write it as KEY=VALUE")
+            raise InvalidSpec(f"the {what} {text!r} is not {form}", remediation=f"write it as {form}")
         pairs[key] = value
     return pairs
 

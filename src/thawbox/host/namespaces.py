@@ -99,7 +99,7 @@ class WaitingShell:
             _wait_readable(self._status.fileno(), deadline)
             part = os.read(self._status.fileno(), 4096)
             if not part:
-                raise StartFailed(_cause(self._said))
+                raise _refusal(self._said)
             self._said += part
         self._said = self._said.replace(_WAITING, b"", 1)
 
@@ -155,7 +155,7 @@ def _begin(launcher: Path, steps: Sequence[Step], *, filter_fd: int | None, dead
         pid, said = _read_pid(status_read.fileno(), deadline)
         started.wait()
         if pid is None:
-            raise StartFailed(_cause(said))
+            raise _refusal(said)
         descriptors.pop_all()
         return WaitingShell(pid, status_read, go_write, said)
 
@@ -171,7 +171,7 @@ def _check_start(said: bytes) -> None:
     if word in ("", "0"):
         return
     if word == "error":
-        raise StartFailed(_cause(said))
+        raise _refusal(said)
     raise StartFailed(f"the program could not be started: {rest}", remediation="name a program that the rootfs has")
 
 
@@ -245,6 +245,13 @@ def _read_to_end(fd: int, deadline: float) -> bytes:
         said += part
 
 
-def _cause(said: bytes) -> str:
+def _refusal(said: bytes) -> StartFailed:
     text = said.decode(errors="replace").strip().removeprefix("error ")
-    return f"the sandbox could not be set up: {text or 'the launcher ended without a word'}"
+    is_mismatch = text.startswith("bind ") and text.endswith("attach: Invalid argument")
+    return StartFailed(
+        f"the sandbox could not be set up: {text or 'the launcher ended without a word'}",
+        remediation=_MOUNT_LIKE if is_mismatch else "run `thawbox doctor`",
+    )
+
+
+_MOUNT_LIKE = "mount a directory where a directory is or nothing, and a file where a file is or nothing"

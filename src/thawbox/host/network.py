@@ -120,7 +120,7 @@ class NatLink:
         if "File exists" in said:
             raise Unavailable(
                 f"a published port of {self.sandbox_id} is published by another sandbox already",
-                remediation="publish another port, or 0 to have one chosen",
+                remediation="stop that sandbox, or publish another port (0: one is chosen)",
                 log=said,
             )
         raise Unsupported(f"nft refused the rules of {self.sandbox_id}", remediation="run `thawbox doctor`", log=said)
@@ -245,7 +245,7 @@ def _refusal(link: NatLink, refused: OSError) -> Unavailable | Unsupported:
     if refused.errno == errno.EEXIST:
         return Unavailable(
             f"{link.interface} or the address {link.address} is in use on this host",
-            remediation="choose another address, or stop what uses it",
+            remediation="remove what uses it on this host, or set THAWBOX_SUBNET",
         )
     return Unsupported(f"the kernel refused a network link: {refused.strerror}", remediation="run `thawbox doctor`")
 

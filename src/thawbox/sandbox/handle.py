@@ -266,7 +266,10 @@ class Sandbox:
         return preflight(self._context, self.record)
 
     def stats(self) -> Stats:
-        """Memory, CPU and tasks now; raises SandboxNotFound when it does not run."""
+        """Memory, CPU and tasks now; raises InvalidTransition when it does not run."""
+        record = self.record
+        if record.phase not in ALIVE:
+            raise InvalidTransition(f"{record.name} is {record.phase.value}: it uses nothing")
         return self._context.cgroup(self.id).stats()
 
     def memory_use(self) -> MemoryUse:

@@ -36,6 +36,8 @@ CREATE TABLE IF NOT EXISTS entries (
 ) STRICT;
 """
 _BUSY_SECONDS = 10.0
+_LAST_ADDRESS = "last-address"
+_CHOOSE_ANOTHER = "choose another, or `thawbox rm` that sandbox"
 _WRITES_KEPT = 300
 """Changes after which the log is moved into the database: at some three pages each, what SQLite does by itself."""
 
@@ -108,16 +110,24 @@ class Journal:
         self._log_db.close()
         self._db.close()
 
-    def add(self, record: Record) -> None:
-        """Write a new record; raises InvalidRequest when its name is taken."""
+    def add(self, record: Record, *, remedy: str = _CHOOSE_ANOTHER) -> None:
+        """Write a new record; raises InvalidRequest, with the remedy, when its name or address is taken."""
         with self._transaction():
-            self._insert(record)
+            self._insert(record, remedy=remedy)
 
     def add_with_address(self, record: Record, subnet: str) -> Record:
-        """Write a new record under a free address of `subnet`, and return it; raises Unavailable when none is left."""
+        """Write a new record under a free address of `subnet`, and return it; raises Unavailable when none is left.
+
+        Addresses go round: that of a removed sandbox, which a restore may want back, is given away last.
+        """
         with self._transaction():
             taken = {row[0] for row in self._db.execute("SELECT address FROM sandboxes WHERE address IS NOT NULL")}
-            record = replace(record, address=_free_address(subnet, taken))
+            last = self._db.execute("SELECT content FROM entries WHERE kind = ?", (_LAST_ADDRESS,)).fetchone()
+            record = replace(record, address=_free_address(subnet, taken, after=last[0].decode() if last else ""))
+            self._db.execute(
+                "INSERT OR REPLACE INTO entries (kind, name, content) VALUES (?, '', ?)",
+                (_LAST_ADDRESS, record.address.encode()),
+            )
             self._insert(record)
         return record
 
@@ -202,7 +212,7 @@ class Journal:
             rows = self._db.execute("SELECT name, content FROM entries WHERE kind = ? ORDER BY name", (kind,))
             return {str(name): bytes(content) for name, content in rows}
 
-    def _insert(self, record: Record) -> None:
+    def _insert(self, record: Record, *, remedy: str = _CHOOSE_ANOTHER) -> None:
         try:
             self._db.execute(
                 "INSERT INTO sandboxes (id, name, address, record) VALUES (?, ?, ?, ?)",
@@ -210,9 +220,7 @@ class Journal:
             )
         except sqlite3.IntegrityError as error:
             what = f"address {record.address}" if "address" in str(error) else f"name {record.name!r}"
-            raise InvalidRequest(
-                f"the {what} is taken by another sandbox", remediation="choose another, or `thawbox rm` that sandbox"
-            ) from None
+            raise InvalidRequest(f"the {what} is taken by another sandbox", remediation=remedy) from None
 
     def _shorten_log(self) -> None:
         """Move the log into the database, by a connection of its own: readers and writers go on meanwhile.
@@ -242,11 +250,14 @@ class Journal:
                     self._db.execute("PRAGMA synchronous=NORMAL")
 
 
-def _free_address(subnet: str, taken: set[str]) -> str:
+def _free_address(subnet: str, taken: set[str], *, after: str) -> str:
+    """The first free address behind `after`, or from the start of the subnet on."""
     network = ipaddress.ip_network(subnet)
-    hosts = network.hosts()
-    next(hosts)  # the node's own end
-    for address in hosts:
-        if str(address) not in taken:
-            return str(address)
+    first = int(network.network_address) + 2  # behind the node's own end
+    count = max(int(network.broadcast_address) - first, 0)
+    begin = int(ipaddress.ip_address(after)) + 1 - first if after else 0
+    for number in range(begin, begin + count):
+        address = str(ipaddress.ip_address(first + number % count))
+        if address not in taken:
+            return address
     raise Unavailable(f"every address of {subnet} is in use", remediation="remove sandboxes or set THAWBOX_SUBNET")

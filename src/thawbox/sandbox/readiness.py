@@ -49,7 +49,8 @@ def wait_ready(context: Context, record: Record) -> None:
             what = f"its probe {record.spec.ready!r}" if record.spec.ready else "its init"
             raise StartFailed(
                 f"{record.name} runs, but {what} did not answer within {record.spec.ready_timeout:g} s",
-                remediation=f"see `thawbox logs {record.name}`, or raise --ready-timeout",
+                remediation="--verbose shows what it printed; or raise --ready-timeout",
+                log=_last_words(context, record),
             )
         time.sleep(pause)  # nothing to wait on: the program may become ready in any way
         pause = min(2 * pause, LONGEST_PAUSE)

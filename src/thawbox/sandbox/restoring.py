@@ -32,6 +32,7 @@ from thawbox.sandbox.reviving import (
 from thawbox.sandbox.shells import generation_directory, raise_shell
 from thawbox.store import Fetched
 
+_MAKE_ROOM = "`thawbox rm` that sandbox, or make a clone, which gets a name and an address of its own"
 _FREE_THE_PORT = "end what listens there, or make a clone, which publishes no ports"
 
 
@@ -72,11 +73,14 @@ def _restore(
             phase=next_phase(base.phase, Verb.RESTORE, who=base.name), generation=base.generation + 1,
             ended_at=None, ended_why="", placeholder=placeholder, owner=owner or base.owner, given=bool(injection),
         )  # fmt: skip
-        for publish in planned.spec.publish:
-            check_port(publish, remedy=_FREE_THE_PORT)
         with ExitStack() as undo:
             if before is None:
-                context.journal.add(planned)
+                undo.callback(context.remove_locks, planned.id)
+                undo.callback(remove_tree, context.directory(planned.id))
+            for publish in planned.spec.publish:
+                check_port(publish, remedy=_FREE_THE_PORT)
+            if before is None:
+                context.journal.add(planned, remedy=_MAKE_ROOM)
                 undo.callback(context.journal.remove, planned.id)
             record, rootfs = found_record(context, planned, fetched, undo)
             (enter_placeholder if placeholder else leave_placeholder)(context, record, undo)
