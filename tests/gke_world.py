@@ -32,6 +32,7 @@ class Gke:
     reading: str = "string"  # or "object": how `snapshotCreated` is written
     fails: str = ""  # the reason that triggers fail with
     cold: bool = False
+    policy: str = "golden-policy"
     triggered: int = 0
 
     async def run(self) -> None:
@@ -70,7 +71,7 @@ class Gke:
             await self.kube.patch(TRIGGERS, name, {"status": failed}, sub="status")
             return
         made = UUID if self.triggered == 1 else f"{UUID[:-4]}{self.triggered:04x}"
-        await self.kube.create(SNAPSHOTS, {"metadata": {"name": made}, "spec": {"policyName": "golden-policy"}})
+        await self.kube.create(SNAPSHOTS, {"metadata": {"name": made}, "spec": {"policyName": self.policy}})
         await self.kube.patch(
             SNAPSHOTS, made, {"status": {"conditions": [condition("Ready", "True", "Ready")]}}, sub="status"
         )

@@ -151,6 +151,17 @@ def test_a_capture_that_fails_says_so_and_leaves_no_snapshot_and_no_pod(server: 
     assert "the runtime said no" in status["conditions"][0]["message"]
 
 
+def test_a_snapshot_of_another_policy_than_the_templates_is_none_and_goes(server: Server) -> None:
+    async def failed(bench: Any) -> Json:
+        with pytest.raises(DumpFailed, match="other-policy"):
+            await captured(bench)
+        assert (await bench.kube.list(SNAPSHOTS))["items"] == []
+        found: Json = await bench.kube.get(TEMPLATES, "golden")
+        return found
+
+    assert run(server, failed, policy="other-policy")["status"]["phase"] == "Failed"
+
+
 def test_a_restored_pod_is_parked_and_is_handed_over_running_and_ready(server: Server) -> None:
     async def life(bench: Any) -> Json:
         await captured(bench)

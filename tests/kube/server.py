@@ -27,6 +27,8 @@ class Server:
         """Whether every request is answered 503."""
         self.watches = 0
         self._held: dict[str, asyncio.Event] = {}
+        self._listed: set[str] = set()
+        """Kinds of which only watches are held."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="kube-server")
         self._bells: set[asyncio.Event] = set()
@@ -57,9 +59,14 @@ class Server:
         """End every watch that runs, as a load balancer does."""
         self._run(self._cut_all())
 
-    def hold(self, *plurals: str) -> None:
-        """Answer no list and tell no watch of these kinds, until `let_go`."""
-        self.call(lambda _: self._held.update({plural: asyncio.Event() for plural in plurals}))
+    def hold(self, *plurals: str, lists: bool = True) -> None:
+        """Answer no list (or do, without `lists`) and tell no watch of these kinds, until `let_go`."""
+
+        def keep(_: Storage) -> None:
+            self._held.update({plural: asyncio.Event() for plural in plurals})
+            self._listed = set() if lists else set(plurals)
+
+        self.call(keep)
 
     def let_go(self) -> None:
         """What was held back goes on."""
@@ -128,7 +135,8 @@ class Server:
         if not name and request.method == "GET":
             if request.query.get("watch") in ("true", "1"):
                 return await self._watch(request, resource, namespace)
-            await self._wait_held(resource)
+            if resource.plural not in self._listed:
+                await self._wait_held(resource)
             return web.json_response(self._list(request, resource, namespace))
         body = json.loads(await request.text() or "{}")
         return self._one(request, resource, namespace, name, sub, body)

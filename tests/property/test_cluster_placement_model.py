@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from thawbox.cluster.facts import NodeFacts, Refusal, Wish
+from thawbox.cluster.facts import NodeFacts, Reason, Refusal, Wish
 from thawbox.cluster.placement import Fleet, rank
 
 POOLS, REGIONS, MACHINES = ("web", "job"), ("a", "b"), ("m1", "m2")
@@ -73,6 +73,8 @@ class Placing(RuleBasedStateMachine):
         chosen = self.fleet.choose(wish, without=without)
         if not allowed:
             assert isinstance(chosen, Refusal)
+            there = any(one.facts.region == region and one.facts.machine in machines for one in self.known.values())
+            assert (chosen.reason is Reason.REGION_EMPTY) == bool(machines and wish.required and not there)
             return
         assert isinstance(chosen, str)
         assert chosen in allowed

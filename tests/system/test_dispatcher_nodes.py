@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -308,5 +309,32 @@ def test_kopf_has_a_template_captured_when_it_comes_and_when_it_changes(server: 
             assert await templates.wait(lambda: is_of(1), timeout=PATIENCE)
             await world.kube.patch(TEMPLATES, "golden", {"spec": {"sandbox": {"command": ["next"]}}})
             assert await templates.wait(lambda: is_of(2), timeout=PATIENCE)
+
+    run(server, act)
+
+
+# --- regions ----------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_that_insists_on_a_region_without_nodes_is_refused_before_any_pod_is_made_for_it(
+    server: Server,
+) -> None:
+    async def act(world: World) -> None:
+        await world.nodes.add("n1", region="a")
+        await world.make_pool(low=0, high=0, limit=4)
+        dispatcher = await world.dispatch()
+        await dispatcher.ready.wait()
+        wish = {"pool": "web", "timeout": 300, "regionRequired": True}
+        await world.kube.create(CLAIMS, {"metadata": {"name": "far"}, "spec": {**wish, "region": "b"}})
+        far = await until(dispatcher, "far", lambda status: status.get("phase") == "Failed")
+        assert (far["reason"], "b" in far["message"]) == ("RegionEmpty", True)
+        assert (await world.kube.list(PODS))["items"] == []
+        await asyncio.to_thread(
+            functools.partial(world.server.hold, "leases", lists=False)
+        )  # of the new node we have not heard yet
+        await world.nodes.add("n2", region="b")
+        await world.kube.create(CLAIMS, {"metadata": {"name": "near"}, "spec": {**wish, "region": "b"}})
+        line, claims = dispatcher.binding.line("web"), dispatcher.state.claims
+        assert await claims.wait(lambda: "near" in line.waiting, timeout=PATIENCE)
 
     run(server, act)

@@ -32,10 +32,17 @@ def test_claims_go_to_their_region_while_it_has_a_clone_and_elsewhere_after() ->
 
 
 def test_a_claim_that_insists_on_its_region_waits_for_it() -> None:
-    made = fleet(("a1", "a"))
-    refused = made.choose(Wish("web", ANY, "b", required=True))
+    made = fleet(("a1", "a"), ("b1", "b"))
+    wish = Wish("web", ANY, "b", required=True)
+    while made.parked("web") > 2:
+        take(made, wish)
+    refused = made.choose(wish)
     assert isinstance(refused, Refusal)
     assert refused.reason is Reason.NONE_PARKED
+    made.remove("b1")
+    nowhere = made.choose(wish)
+    assert isinstance(nowhere, Refusal)
+    assert nowhere.reason is Reason.REGION_EMPTY
 
 
 def test_claims_that_come_together_are_spread_over_the_nodes() -> None:

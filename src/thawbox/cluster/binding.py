@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 import structlog
 
 from thawbox.cluster.backends import Backend, flip_readiness
-from thawbox.cluster.crds import CLAIM, CLAIM_NAME, STATE_LABEL, WANTED, WHY, Json
+from thawbox.cluster.crds import CLAIM, CLAIM_NAME, NODE_LABEL, STATE_LABEL, WANTED, WHY, Json
 from thawbox.cluster.facts import WAITS, Reason, Refusal
-from thawbox.cluster.kube import CLAIMS, PODS, POOLS, TEMPLATES, Conflict, Kube
+from thawbox.cluster.kube import CLAIMS, LEASES, PODS, POOLS, TEMPLATES, Conflict, Kube
 from thawbox.cluster.scale_plan import Demand, admit
 from thawbox.cluster.state import BROKEN, LEASED, PARKED, State, is_there, leased_by, notes_of
 from thawbox.cluster.times import condition, read, with_condition, written
@@ -33,8 +33,8 @@ from thawbox.errors import EngineError, NotFound, Refused, ThawboxError, Unavail
 _log = structlog.get_logger()
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.005, 1.0
 _OPEN = ("", "Pending")
-_TO_BE_SURE = frozenset({Reason.NO_SUCH_POOL, Reason.POOL_DRAINED, Reason.TEMPLATE_NOT_READY})
-"""Refusals that rest on what the indexes of pools and templates show: they may be behind that of claims."""
+_TO_BE_SURE = frozenset({Reason.NO_SUCH_POOL, Reason.POOL_DRAINED, Reason.TEMPLATE_NOT_READY, Reason.REGION_EMPTY})
+"""Refusals that rest on what the indexes of pools, templates and leases show: they may be behind that of claims."""
 
 
 @dataclass(slots=True)
@@ -115,7 +115,7 @@ class Binding:
         self.serve(pool)
 
     async def _look_and_admit(self, claim: Json, line: Line) -> None:
-        """Ask the API server for the pool and its template, then admit or refuse the claim, if it is still there."""
+        """Ask the API server for pool, template and nodes, then admit or refuse the claim, if it is still there."""
         name, pool = claim["metadata"]["name"], claim["spec"]["pool"]
         while True:
             try:
@@ -123,6 +123,9 @@ class Binding:
                     found = await self._kube.get(POOLS, pool)
                     self._state.pools.seen(found)
                     self._state.templates.seen(await self._kube.get(TEMPLATES, found["spec"]["template"]))
+                if claim["spec"].get("regionRequired"):
+                    for lease in (await self._kube.list(LEASES, labels=NODE_LABEL))["items"]:
+                        self._state.leases.seen(lease)
             except Unavailable:
                 await asyncio.sleep(_LONGEST_BACKOFF)
             else:
@@ -145,8 +148,9 @@ class Binding:
             return Refusal(Reason.POOL_DRAINED, f"the pool {pool} is drained")
         if template is None or (template.get("status", {}).get("phase") == "Failed"):
             return Refusal(Reason.TEMPLATE_NOT_READY, f"the template of pool {pool} is missing, or its capture failed")
-        if self._state.fleet.parked(pool) > len(line.waiting):
-            return None
+        nowhere = self._state.fleet.nowhere(self._state.wish(claim)) if claim["spec"].get("regionRequired") else None
+        if nowhere is not None or self._state.fleet.parked(pool) > len(line.waiting):
+            return nowhere
         counts = self._state.counts(pool, waiting=len(line.waiting))
         timeout, rate = float(claim["spec"]["timeout"]), line.per_second(self._state.clock())
         return admit(counts, self._state.marks(pool), timeout=timeout, per_second=rate)

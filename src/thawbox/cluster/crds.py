@@ -26,7 +26,6 @@ URL = f"{GROUP}/url"
 MACHINE = f"{GROUP}/machine"
 REGION = "topology.kubernetes.io/region"
 READINESS_GATE = f"{GROUP}/acquired"
-FINALIZER = f"{GROUP}/release"
 PLACEHOLDER = "placeholder"
 """The container of a placeholder pod that is parked."""
 
@@ -109,7 +108,7 @@ def _template() -> Json:
             "backend": {**_TEXT, "enum": ["node", "gke"], "default": "node"},
             "sandbox": _free("node: what to run, a sandbox spec as `thawbox inspect --json` shows it"),
             "pod": _free("gke: the pod template of the golden pod and its clones"),
-            "policy": {**_TEXT, "description": "gke: the PodSnapshotPolicy that covers the golden pod"},
+            "policy": {**_TEXT, "description": "gke: the PodSnapshotPolicy that has to cover the golden pod"},
             "store": {**_TEXT, "description": "where the golden snapshot is pushed: s3://, gs://, az:// or file://"},
             "captureSeconds": {
                 **_SECONDS, "minimum": 1, "maximum": 86400, "default": 600,
@@ -135,7 +134,6 @@ def _pool() -> Json:
             "template": _NAME, "low": {**_COUNT, "default": 1}, "high": {**_COUNT, "default": 4},
             "limit": {**_COUNT, "default": 16, "description": "parked and leased clones together, at most"},
             "mostWaiting": {**_COUNT, "default": 1000, "description": "claims that may wait; one more is refused"},
-            "regions": {"type": "array", "items": _TEXT, "description": "empty: every region"},
             "drained": {"type": "boolean", "default": False},
             "placeholder": _free(
                 "merged into the spec of the pool's pods, containers by name (node: the one called placeholder); "

@@ -20,7 +20,7 @@ class Reason(enum.StrEnum):
     """Those that wait already would not leave it a clone in time."""
     NO_COMPATIBLE_NODE = "NoCompatibleNode"
     REGION_EMPTY = "RegionEmpty"
-    """The region that it insists on has no clone and no node for one."""
+    """The region that it insists on has no node for it."""
     NONE_PARKED = "NoneParked"
     """Clones are being parked: it waits."""
     TIMED_OUT = "TimedOut"

@@ -42,9 +42,21 @@ class GkeBackend:
         name = golden["metadata"]["name"]
         try:
             await self._until(PODS, name, _ready, "to become ready")
-            return Golden(await self.snapshot(name, prefix=meta["name"]))
+            made = await self.snapshot(name, prefix=meta["name"])
+            await self._check_policy(made, spec.get("policy", ""))
+            return Golden(made)
         finally:
             await self._kube.delete(PODS, name)
+
+    async def _check_policy(self, snapshot: str, policy: str) -> None:
+        """What another policy makes may lack the memory, or be let go earlier."""
+        found = (await self._kube.get(SNAPSHOTS, snapshot))["spec"].get("policyName")
+        if policy and found != policy:
+            await self.drop(snapshot)
+            raise DumpFailed(
+                f"the policy {found} made the snapshot {snapshot}, not {policy}",
+                remediation="let the selectors of no other PodSnapshotPolicy match the golden pod",
+            )
 
     async def snapshot(self, pod: str, *, prefix: str) -> str:
         """Trigger a snapshot of a running pod, and return its name once it can be restored.

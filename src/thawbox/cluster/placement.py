@@ -6,7 +6,7 @@ Rule 2: within a rank nodes take turns: claims that come together go apart.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
@@ -95,6 +95,8 @@ class Fleet:
         self._regions: dict[str, dict[str, None]] = {}
         self._parked: dict[str, int] = {}
         self._leased: dict[str, int] = {}
+        self._there: Counter[tuple[str, str]] = Counter()
+        """Nodes by region and class of machine."""
 
     def __contains__(self, node: str) -> bool:
         return node in self._places
@@ -117,7 +119,10 @@ class Fleet:
         place = self._places.get(facts.name)
         if place is None:
             self._places[facts.name] = _Place(facts)
+            self._there[facts.region, facts.machine] += 1
         elif place.facts != facts:
+            self._there[place.facts.region, place.facts.machine] -= 1
+            self._there[facts.region, facts.machine] += 1
             for pool in place.parked:
                 self._shelf(pool, place.facts).drop(facts.name)
             place.facts = facts
@@ -129,6 +134,7 @@ class Fleet:
         place = self._places.pop(node, None)
         if place is None:
             return
+        self._there[place.facts.region, place.facts.machine] -= 1
         for pool, count in place.parked.items():
             self._shelf(pool, place.facts).drop(node)
             self._parked[pool] -= count
@@ -153,6 +159,12 @@ class Fleet:
         for name in place.parked:
             self._rank(place, name)
 
+    def nowhere(self, wish: Wish) -> Refusal | None:
+        """Why no node can ever serve a claim that insists on a region; None where one can."""
+        if not wish.required or any(self._there[wish.region, machine] for machine in wish.machines):
+            return None
+        return Refusal(Reason.REGION_EMPTY, f"no node in {wish.region} can run a clone of pool {wish.pool}")
+
     def choose(self, wish: Wish, *, without: Collection[str] = ()) -> str | Refusal:
         """The node whose parked clone a claim is to have, or why there is none now. Changes nothing.
 
@@ -165,7 +177,9 @@ class Fleet:
             if found is not None:
                 return found
             if wish.required:
-                return Refusal(Reason.NONE_PARKED, f"no clone of pool {wish.pool} is parked in {wish.region}")
+                return self.nowhere(wish) or Refusal(
+                    Reason.NONE_PARKED, f"no clone of pool {wish.pool} is parked in {wish.region}"
+                )
         found = self._best(wish, self._regions.get(wish.pool, {}), without)
         if found is not None:
             return found
