@@ -85,12 +85,12 @@ def in_state(cluster: Cluster, state: str) -> list[dict[str, Any]]:
     return [one for one in cluster.objects("pods") if one["metadata"]["labels"]["thawbox.dev/state"] == state]
 
 
-def parked(cluster: Cluster) -> list[dict[str, Any]]:
-    return [one for one in in_state(cluster, "parked") if is_there(one) and pool_of(one) == "tiny"]
+def parked(cluster: Cluster, pool: str = "tiny") -> list[dict[str, Any]]:
+    return [one for one in in_state(cluster, "parked") if is_there(one) and pool_of(one) == pool]
 
 
-def parked_nodes(cluster: Cluster) -> set[str]:
-    return {one["spec"]["nodeName"] for one in parked(cluster)}
+def parked_nodes(cluster: Cluster, pool: str = "tiny") -> set[str]:
+    return {one["spec"]["nodeName"] for one in parked(cluster, pool)}
 
 
 def ask(url: str, path: str, body: dict[str, Any] | None = None, method: str = "") -> dict[str, Any]:
@@ -213,12 +213,24 @@ def test_a_claim_whose_pod_is_deleted_comes_back_as_itself(cluster: Cluster, two
     assert told_by(cluster, after) == before
 
 
-def test_a_claims_environment_is_given_to_its_clone(cluster: Cluster, two_nodes: dict[str, Any], scratch: Path) -> None:
+def test_a_claims_environment_is_given_to_its_clone_and_again_after_its_node_was_killed(
+    cluster: Cluster, two_nodes: dict[str, Any], scratch: Path
+) -> None:
     url = two_nodes["dispatcher"].said["url"]
     spec = msgspec.to_builtins(interpreter_spec("guest.when_given(lambda event: events.append(event.what))"))
     cluster.apply("templates", "told", {"sandbox": spec, "store": f"file://{scratch / 'store'}", "captureSeconds": 120})
-    cluster.apply("pools", "told", {"template": "told", "low": 1, "high": 1, "limit": 1})
-    claim = ask(url, "/v1/claims", {**CLAIM, "pool": "told", "environment": {"WHO": "me"}})
-    assert told_by(cluster, claim, "answer = [os.environ['WHO'], *events]") == ['{"answer":', '["me",', '"given"]}']
+    cluster.apply("pools", "told", {"template": "told", "low": 2, "high": 2, "limit": 4})
+    wish = {**CLAIM, "pool": "told", "environment": {"WHO": "me"}, "checkpoint_every": 3600}
+    claim = ask(url, "/v1/claims", wish)
+    seen = "answer = [os.environ['WHO'], *events]"
+    assert told_by(cluster, claim, seen) == ['{"answer":', '["me",', '"given"]}']
+    cluster.until(lambda: cluster.get("claims", claim["id"])["status"].get("snapshot"), "a replicated snapshot")
+    assert told_by(cluster, claim, seen) == ['{"answer":', '["me",', '"given"]}']
+    other = (set(NAMES) - {claim["node"]}).pop()
+    cluster.until(lambda: other in parked_nodes(cluster, "told"), "a clone parked on the other node")
+    cluster.kill_node(claim["node"])
+    cluster.until(lambda: cluster.get("claims", claim["id"])["status"].get("recoveries") == 1, "the recovery")
+    after = ask(url, f"/v1/claims/{claim['id']}")
+    assert told_by(cluster, after, seen) == ['{"answer":', '["me",', '"given",', '"given"]}']
     for plural in ("pools", "templates"):
         cluster.delete(plural, "told")
