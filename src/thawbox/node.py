@@ -27,7 +27,7 @@ from thawbox.sandbox import Context, Journal, Programs, Sandbox, Snapshot
 from thawbox.sandbox.adoption import Adoption, adopt
 from thawbox.sandbox.handle import wait_for_snapshot
 from thawbox.sandbox.starting import start
-from thawbox.sandbox.templates import Template, all_templates, create_template, find_template, rebuild_template
+from thawbox.sandbox.templates import Template, all_templates, create_template, find_template, rebuild_template, wanted
 from thawbox.store import Keys, Store, load_keys
 from thawbox.store.listing import looks_like_id
 from thawbox.telemetry import NOBODY, Telemetry
@@ -166,13 +166,19 @@ class Node:
             )
         return Mirror(self.context.store, self.context.replicas, rules)
 
-    def create_template(self, name: str, spec: Spec) -> Template:
-        """Boot a spec until it is ready and keep it to make clones from. Raises InvalidRequest, StartFailed."""
-        return create_template(self.context, name, spec)
+    def create_template(self, name: str, spec: Spec, *, check: Callable[[], None] = wanted) -> Template:
+        """Boot a spec until it is ready and keep it to make clones from. Raises InvalidRequest, StartFailed.
 
-    def rebuild_template(self, name: str) -> Template:
-        """Boot a template's spec anew; pools replace their parked clones. Raises NotFound, StartFailed."""
-        return rebuild_template(self.context, name)
+        `check` raises where nobody wants it any more: nothing is left then.
+        """
+        return create_template(self.context, name, spec, check=check)
+
+    def rebuild_template(self, name: str, *, check: Callable[[], None] = wanted) -> Template:
+        """Boot a template's spec anew; pools replace their parked clones. Raises NotFound, StartFailed.
+
+        `check` raises where nobody wants it any more: the old one stays then.
+        """
+        return rebuild_template(self.context, name, check=check)
 
     def template(self, name: str) -> Template:
         """The template of this name; raises NotFound."""

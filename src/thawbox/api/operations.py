@@ -3,17 +3,19 @@
 Rule 1: a lane takes on a bounded number of operations; beyond that the caller is told so at once, never left waiting.
 Rule 2: an operation ends exactly once, as what it was: succeeded, failed or cancelled.
 Rule 3: one that somebody was given the number of is in the book; the next life of the service tells how it ended.
+Rule 4: one that is cancelled leaves nothing of what it made; where that cannot be, it is carried out, and succeeded.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -69,7 +71,10 @@ class Progress:
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
+        self._lock = threading.Lock()
         self._cancelled = threading.Event()
+        self._wake: Callable[[], None] | None = None
+        self._may_wait = True
         self.now: shown.Done | None = None
 
     def tell(self, done: int, total: int, what: str) -> None:
@@ -84,7 +89,33 @@ class Progress:
             raise Cancelled("the operation was cancelled")
 
     def cancel(self) -> None:
-        self._cancelled.set()
+        """Have it end at its next safe point, at once where it only waits."""
+        with self._lock:
+            self._cancelled.set()
+            wake = self._wake
+        if wake is not None:
+            wake()
+
+    def wait_no_more(self) -> None:
+        """The same, if it only waits, now or later: whatever else it does goes on."""
+        with self._lock:
+            self._may_wait = False
+            waits = self._wake is not None
+        if waits:
+            self.cancel()
+
+    @contextlib.contextmanager
+    def waiting(self, wake: Callable[[], None]) -> Generator[None]:
+        """A block that waits for others: whoever cancels it calls `wake`, and it comes out by `check`."""
+        with self._lock:
+            if not self._may_wait:
+                self._cancelled.set()
+            self._wake = wake
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._wake = None
 
     @property
     def is_cancelled(self) -> bool:
@@ -284,12 +315,13 @@ class Operations:
     # --- the end -------------------------------------------------------------------------------------------------
 
     def close(self, *, timeout: float) -> bool:
-        """Take nothing more on, drop what has not begun, wait for the rest; False if some had not ended in time."""
+        """Take nothing more on, end what has not begun or only waits; False if the rest had not ended in time."""
         with self._lock:
             self._is_closed = True
             crews, left = list(self._lanes.values()), list(self._under_way)
         for operation in left:
             operation.drop(self._now(), _stopping())
+            operation.progress.wait_no_more()
         for crew in crews:
             crew.dismiss()
         with self._lock:

@@ -22,12 +22,12 @@ from thawbox.api.facts import Doctor, facts_of
 from thawbox.api.fence import Fence
 from thawbox.api.node_metrics import NodeMetrics
 from thawbox.api.observing import Observing
-from thawbox.api.operations import Operations
+from thawbox.api.operations import Operations, Progress
 from thawbox.api.owners import Owners
 from thawbox.api.tokens import Caller, Tokens
 from thawbox.api.watch import Watch, subject
 from thawbox.audit import Audit
-from thawbox.errors import Busy, LockTimeout, SandboxNotFound
+from thawbox.errors import Busy, Cancelled, LockTimeout, SandboxNotFound
 from thawbox.model import Restart, SandboxId
 from thawbox.node import Node
 from thawbox.pool import Pool, PoolSpec
@@ -249,13 +249,29 @@ class Service:
         with self._lock:
             return dict(self._pools)
 
-    def drain(self, name: str, *, timeout: float | None) -> None:
-        """Drain a pool for good: it stays known, empty, until it is removed."""
-        self.pool(name).drain(timeout=timeout)
+    def drain(self, name: str, progress: Progress, *, timeout: float | None) -> None:
+        """Drain a pool for good: it stays known, empty, until it is removed. Raises Cancelled: it is open again."""
+        pool = self.pool(name)
+        try:
+            with progress.waiting(pool.look_again):
+                pool.drain(timeout=timeout, check=progress.check)
+        except Cancelled:
+            self._open_again(pool)
+            raise
         self.node.mark_drained(name)
         with self._lock:
             self._pools.pop(name, None)
         self.watch.look()
+
+    def _open_again(self, pool: Pool) -> None:
+        """Open a pool anew whose drain was cancelled, unless the service ends."""
+        with self._lock:
+            if self._pools.get(pool.name) is not pool:
+                return  # another drain of it was cancelled too
+            del self._pools[pool.name]
+        pool.close()
+        if self._is_ready:
+            self.open(pool.name)
 
     def remove(self, name: str, *, force: bool) -> None:
         """Close, destroy and forget a pool; raises InvalidRequest while it has leases, unless `force`."""

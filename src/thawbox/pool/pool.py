@@ -67,6 +67,10 @@ class Lease:
         self.until = self._pool.renew(self.id, ttl=ttl)
 
 
+def _nothing() -> None:
+    pass
+
+
 class Pool:
     """Parked clones of one template. `start` begins tending; the end of a `with` block closes it and drains nothing.
 
@@ -171,34 +175,51 @@ class Pool:
                 return False
             return True
 
-    def roll(self, *, timeout: float | None = None) -> None:
+    def roll(self, *, timeout: float | None = None, check: Callable[[], None] = _nothing) -> None:
         """Replace the parked clones of an older template; when this returns none of them is left, nor handed out.
 
-        Raises Unavailable after `timeout` seconds; the rolling then goes on in the background.
+        Raises Unavailable after `timeout` seconds, and what `check` raises, which is asked whenever somebody calls
+        `look_again`; the rolling then goes on in the background.
         """
+
+        def is_rolled() -> bool:
+            check()
+            return self._is_rolled(wanted)
+
         with self._lock:
             self._ledger.digest = self._digest()
             wanted = self._ledger.digest
             self._wake()
-            self._wait_until(lambda: self._is_rolled(wanted), timeout, "is still replacing clones of an older template")
+            self._wait_until(is_rolled, timeout, "is still replacing clones of an older template")
+
+    def look_again(self) -> None:
+        """Have whoever waits look again."""
+        with self._lock:
+            self._lock.notify_all()
 
     def wait_warm(self, *, timeout: float | None = None) -> None:
         """Wait until `low` clones are parked; raises Unavailable after `timeout` seconds."""
         with self._lock:
             self._wait_until(lambda: self._ledger.counts().parked >= self._ledger.marks.low, timeout, "is not warm")
 
-    def drain(self, *, timeout: float | None = None) -> None:
+    def drain(self, *, timeout: float | None = None, check: Callable[[], None] = _nothing) -> None:
         """Give out nothing any more, wait until the leases have ended, destroy everything, and close.
 
-        Leases that have not ended after `timeout` seconds (None: at the end of their time) are ended.
+        Leases that have not ended after `timeout` seconds (None: at the end of their time) are ended. Raises what
+        `check` raises, as `roll` does: the pool gives out nothing then, and is to be closed.
         """
+
+        def comes(condition: Callable[[], bool]) -> bool:
+            check()
+            return self._closing or condition()
+
         with self._lock:
             self._ledger.close("is draining", keep=False)
             self._wake()
-            if not self._lock.wait_for(lambda: self._closing or self._is_without_leases(), timeout):
+            if not self._lock.wait_for(lambda: comes(self._is_without_leases), timeout):
                 self._ledger.end_leases()
                 self._wake()
-            self._lock.wait_for(lambda: self._closing or self._is_empty())
+            self._lock.wait_for(lambda: comes(self._is_empty))
             self._raise_failure()
             if not self._is_empty():
                 raise Unavailable(f"pool {self.name} was closed before it was empty", remediation="drain it again")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -42,11 +42,16 @@ class Template:
     exposures: tuple[Exposure, ...] = ()
 
 
-def create_template(context: Context, name: str, spec: Spec) -> Template:
+def wanted() -> None:
+    """For whoever makes a template and does not change his mind."""
+
+
+def create_template(context: Context, name: str, spec: Spec, *, check: Callable[[], None] = wanted) -> Template:
     """Boot `spec` until it is ready, keep it as a golden snapshot, and remove the sandbox it was made of.
 
     Without `spec.ready` it counts as ready when its program was started. The clones publish no ports.
-    Raises InvalidRequest when the name is taken, and as starting and checkpointing do; nothing is left then.
+    Raises InvalidRequest when the name is taken, as starting and checkpointing do, and what `check` raises, which is
+    asked before anything stays; nothing is left then.
     """
     checked_name(name, "template name")
     with context.telemetry.step("template.create", template=name), _alone(context, name):
@@ -54,17 +59,17 @@ def create_template(context: Context, name: str, spec: Spec) -> Template:
             raise InvalidRequest(
                 f"there is a template {name!r} already", remediation="use `thawbox template rebuild`, or another name"
             )
-        return _build(context, name, replace(spec, name="", publish=()), created_at=context.now())
+        return _build(context, name, replace(spec, name="", publish=()), created_at=context.now(), check=check)
 
 
-def rebuild_template(context: Context, name: str) -> Template:
+def rebuild_template(context: Context, name: str, *, check: Callable[[], None] = wanted) -> Template:
     """Boot the template's spec anew and let its clones be made from the result; the old snapshot goes.
 
-    The old one stays in use, whole, when this fails.
+    The old one stays in use, whole, when this fails, also by what `check` raises.
     """
     with context.telemetry.step("template.rebuild", template=name), _alone(context, name):
         before = find_template(context, name)
-        built = _build(context, name, before.spec, created_at=before.created_at)
+        built = _build(context, name, before.spec, created_at=before.created_at, check=check)
         if built.snapshot != before.snapshot:
             _drop_snapshot(context, before)
         return built
@@ -100,12 +105,15 @@ def _alone(context: Context, name: str) -> Generator[None]:
                 lock.unlink()
 
 
-def _build(context: Context, name: str, spec: Spec, *, created_at: float) -> Template:
+def _build(
+    context: Context, name: str, spec: Spec, *, created_at: float, check: Callable[[], None]
+) -> Template:  # fmt: skip
     booted = replace(spec, name=f"{name[:40].rstrip('-_.')}-golden-{secrets.token_hex(3)}")
     record, _ = start(context, booted)
     with ExitStack() as undo:
         sandbox = Sandbox(context, record)
         undo.callback(sandbox.remove, force=True)
+        check()
         exposures = check_exposures(context, record, policy=context.settings.golden_secrets)
         made = sandbox.checkpoint(
             mode=Mode.FULL, stop=True, labels={"template": name}, pinned=True, when_ready=_says_when_ready(spec)
@@ -113,6 +121,7 @@ def _build(context: Context, name: str, spec: Spec, *, created_at: float) -> Tem
         template = Template(name, spec, made.id, created_at, context.now(), made.stored.bytes, exposures)
         with ExitStack() as unwanted:
             unwanted.callback(_drop_snapshot, context, template)
+            check()
             context.journal.write_entry(_KIND, name, msgspec.json.encode(template))
             unwanted.pop_all()
         return template

@@ -55,10 +55,10 @@ def router(service: Service, patiently: Patience) -> APIRouter:
     async def drain_pool(name: Reference, request: Request, caller: Admin, timeout: Span = None) -> (
         Carried[shown.PoolName]
     ):  # fmt: skip
-        """Drain a pool for good; leases are ended after `timeout` seconds."""
+        """Drain a pool for good; leases are ended after `timeout` seconds. Cancelled, it is open again."""
 
-        def act(_: Progress) -> shown.PoolName:
-            service.drain(name, timeout=timeout)
+        def act(progress: Progress) -> shown.PoolName:
+            service.drain(name, progress, timeout=timeout)
             return {"name": name}
 
         return await carry_out(service, request, caller, "pool.drain", act, lane=PATIENCE)
@@ -67,10 +67,12 @@ def router(service: Service, patiently: Patience) -> APIRouter:
     async def roll_pool(name: Reference, request: Request, caller: Admin, timeout: Span = None) -> (
         Carried[shapes.Pool]
     ):  # fmt: skip
-        """Wait until no parked clone is of an older template."""
+        """Wait until no parked clone is of an older template. Cancelled, they are replaced nevertheless."""
 
-        def act(_: Progress) -> shapes.Pool:
-            service.pool(name).roll(timeout=timeout)
+        def act(progress: Progress) -> shapes.Pool:
+            pool = service.pool(name)
+            with progress.waiting(pool.look_again):
+                pool.roll(timeout=timeout, check=progress.check)
             return now(name)
 
         return await carry_out(service, request, caller, "pool.roll", act, lane=PATIENCE)

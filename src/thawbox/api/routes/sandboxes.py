@@ -39,7 +39,8 @@ from thawbox.api.events import HEARTBEAT_SECONDS
 from thawbox.api.operations import LIFE, PATIENCE, Progress
 from thawbox.api.service import Service
 from thawbox.api.tokens import Caller, Scope
-from thawbox.errors import Forbidden, InvalidRequest, SandboxNotFound
+from thawbox.api.undoing import holder_of, unmake_sandbox, unmake_snapshot
+from thawbox.errors import Cancelled, Forbidden, InvalidRequest, SandboxNotFound
 from thawbox.host.init_log import LogCursor, LogRecord
 from thawbox.lifecycle import ALIVE
 from thawbox.model import Health, Mount, Publish, Restart, SandboxId, Spec
@@ -135,6 +136,7 @@ def router(service: Service) -> APIRouter:
     routes = resource("/v1/sandboxes", "sandboxes")
     _looking(service, routes)
     _changing(service, routes)
+    _snapshotting(service, routes)
     _living(service, routes)
     return routes
 
@@ -276,7 +278,7 @@ def _changing(service: Service, routes: APIRouter) -> None:
                 sandbox, create_ms = service.node.run_timed(run.spec)
                 service.made(caller, sandbox)
             if progress.is_cancelled:
-                _undo(service, sandbox)
+                unmake_sandbox(service, sandbox)
                 progress.check()
             return views.started(sandbox, create_ms)
 
@@ -289,6 +291,8 @@ def _changing(service: Service, routes: APIRouter) -> None:
             service.owners.check_own(sandbox.id, caller, what=f"the sandbox {sandbox.name}")
             sandbox.remove(force=force)
 
+
+def _snapshotting(service: Service, routes: APIRouter) -> None:
     @routes.post("/{ref}/checkpoint", status_code=201)
     async def checkpoint_sandbox(ref: Reference, request: Request, caller: User, wish: Checkpoint | None = None) -> (
         Carried[shapes.Checkpointed]
@@ -300,11 +304,17 @@ def _changing(service: Service, routes: APIRouter) -> None:
             progress.check()
             service.owners.check_snapshots(caller)
             service.owners.check_names([wished.name] if wished.name else (), caller)
+            holder = holder_of(service, wished.name)
             with service.changing(ref) as sandbox:
                 options: dict[str, Any] = wished.model_dump() | {"mode": Mode(wished.mode)}
                 made = sandbox.checkpoint(**options)
             assert made.report is not None  # noqa: S101 - a snapshot just made has one
             if not made.report.skipped:
+                is_all = wished.stop  # what is left of the sandbox
+                if progress.is_cancelled and not is_all and unmake_snapshot(
+                    service, made.id, name=wished.name, holder=holder
+                ):  # fmt: skip
+                    progress.check()
                 service.owners.add("snapshot", made.id, caller)
             service.watch.look()
             return views.checkpoint_report(made.report)
@@ -325,7 +335,11 @@ def _changing(service: Service, routes: APIRouter) -> None:
             with service.changing(ref) as sandbox, room([sandbox.spec.memory] * wished.count):
                 snapshot = sandbox.checkpoint()
                 service.owners.add("snapshot", snapshot.id, caller)
-                made = make_clones(progress, snapshot, wished.count, wished.name, eager=wished.eager)
+                try:
+                    made = make_clones(progress, snapshot, wished.count, wished.name, eager=wished.eager)
+                except Cancelled:
+                    unmake_snapshot(service, snapshot.id)
+                    raise
                 service.made(caller, *(one for one, _ in made))
             assert snapshot.report is not None  # noqa: S101 - a snapshot just made has one
             service.watch.look()
@@ -347,11 +361,6 @@ def make_clones(
         progress.tell(done, count, "clones")
 
     return snapshot.clones_timed(count, name=name, eager=eager, progress=another, **given)
-
-
-def _undo(service: Service, sandbox: Sandbox) -> None:
-    with service.changing(sandbox.id):
-        sandbox.remove(force=True)
 
 
 # --- its life --------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from thawbox.api.answers import (
 from thawbox.api.operations import LIFE, STORE, Progress
 from thawbox.api.routes.sandboxes import MOST_CLONES, make_clones
 from thawbox.api.service import Service
+from thawbox.api.undoing import holder_of, unmake_sandbox, unmake_snapshot
 from thawbox.api.watch import subject
 from thawbox.model import SandboxId, SnapshotId
 from thawbox.sandbox import Snapshot
@@ -274,8 +275,11 @@ def _changing(service: Service, routes: APIRouter) -> None:
             service.owners.check_snapshots(caller)
             service.owners.check_names([name] if name else (), caller)
             snapshot, there = service.snapshot(ref), service.store.catalog.ids()
+            holder = holder_of(service, name)
             made = snapshot.flatten(name=name)
             if made.id not in there:  # else it is whose it was
+                if progress.is_cancelled and unmake_snapshot(service, made.id, name=name, holder=holder):
+                    progress.check()
                 service.owners.add("snapshot", made.id, caller)
             service.watch.look()
             service.events.emit("snapshot.flattened", subject("snapshot", made.id, name), of=snapshot.id)
@@ -345,6 +349,9 @@ def _reviving(service: Service, routes: APIRouter) -> None:
                         service.owners.add("sandbox", sandbox, caller)
             finally:
                 service.noticed(sandbox)
+            if progress.is_cancelled and is_new:  # else what it was before is not there any more
+                unmake_sandbox(service, restored)
+                progress.check()
             return views.restored(restored, times)
 
         return await carry_out(service, request, caller, "snapshot.restore", act, lane=LIFE, status=201)

@@ -28,7 +28,7 @@ def router(service: Service) -> APIRouter:
         def act(progress: Progress) -> shapes.Template:
             progress.check()
             try:
-                return views.template_whole(service.node.create_template(wish.name, wish.spec))
+                return views.template_whole(service.node.create_template(wish.name, wish.spec, check=progress.check))
             finally:
                 service.watch.look()
 
@@ -58,7 +58,7 @@ def router(service: Service) -> APIRouter:
         def act(progress: Progress) -> shapes.Template:
             progress.check()
             try:
-                return views.template_whole(service.node.rebuild_template(name))
+                return views.template_whole(service.node.rebuild_template(name, check=progress.check))
             finally:
                 service.watch.look()
 
