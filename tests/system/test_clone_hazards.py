@@ -19,10 +19,10 @@ import pytest
 from certificates import Authority
 from guests import PACKAGES, SETUP, evaluate, files_with, interpreter, run
 from roads import on_both_roads
-from thawbox.errors import Unavailable
+from thawbox.errors import InvalidRequest, Unavailable
 from thawbox.host.init_client import ExecSession, Interrupted
 from thawbox.host.reach import run_within
-from thawbox.model import Mount, Net, Publish
+from thawbox.model import Mount, Net, Phase, Publish
 from thawbox.node import Node
 from thawbox.sandbox import Sandbox
 
