@@ -43,19 +43,28 @@ def test_files_that_are_no_secrets_are_left_in_peace(tmp_path: Path) -> None:
     assert list(scan_files(tmp_path)) == []
 
 
+NAMES = (
+    "SERVICE_TOKEN", "PGPASSWORD", "MYSQL_PWD", "DB_PASS", "SMTP_PASS_2", "OPENAI_KEY", "GITHUB_PAT",
+    "AWS_ACCESS_KEY_ID", "SECRET_KEY_BASE", "JWT_SECRET", "ACCESSTOKEN", "authToken", "apiKey", "DBPassword",
+    "npm_config__authToken",
+)  # fmt: skip
+HARMLESS = {
+    "TOKENIZERS_PARALLELISM": "false", "SSH_AUTH_SOCK": "/run/agent",
+    "GPG_KEY": "A035C8C19219BA821ECEA86B64E628F8D684696D", "SSH_PUBLIC_KEY": "ssh-ed25519 AAAA",
+    "MAX_TOKENS": "1000000", "PROXY_BYPASS": "localhost,example.org", "GIT_AUTHOR_NAME": "somebody",
+    "OLDPWD": "/workloads", "COMPAT": "version-2", "HOTKEY": "ctrl-alt-del", "KEYMAP": "de-latin1",
+}  # fmt: skip
+
+
 def test_a_running_sandbox_is_searched_and_no_value_is_shown(node: Node) -> None:
-    env = {
-        "SERVICE_TOKEN": "abcdef-123456", "TOKENIZERS_PARALLELISM": "false", "SSH_AUTH_SOCK": "/run/agent",
-        "GPG_KEY": "A035C8C19219BA821ECEA86B64E628F8D684696D",
-    }  # fmt: skip
+    env = {**dict.fromkeys(NAMES, "abcdef-123456"), **HARMLESS}
     sandbox = interpreter(node, "import subprocess", env=env)
     run(sandbox, "os.makedirs('/root/.aws'); open('/root/.aws/credentials', 'w').write('[default]')")
     run(sandbox, "subprocess.Popen(['sleep', '1000'], env={'DB_PASSWORD': 'correct horse'})")
     found = find_exposures(node.context, sandbox.record)
-    places = {one.where for one in found}
-    assert {"environment, SERVICE_TOKEN", "/root/.aws/credentials"} <= places
-    assert any("(sleep), DB_PASSWORD" in place for place in places)
-    assert len(found) == 3
+    (inherited,) = [one.where for one in found if "(sleep), DB_PASSWORD" in one.where]
+    expected = {*(f"environment, {name}" for name in NAMES), "/root/.aws/credentials", inherited}
+    assert {one.where for one in found} == expected
     assert "abcdef-123456" not in str(found)
     assert "correct horse" not in str(found)
 

@@ -25,10 +25,15 @@ READ_LIMIT = 1 << 20
 """Bytes read of each file: keys and tokens stand at the beginning, or the file is not made to hold one."""
 
 _NAME = re.compile(
-    r"(^|_)(SECRETS?|TOKEN|PASSWORD|PASSWD|PASSPHRASE|PWD_HASH|CREDENTIALS?|API_?KEY|ACCESS_?KEY|SECRET_?KEY"
-    r"|PRIVATE_?KEY|SIGNING_?KEY|ENCRYPTION_?KEY|AUTH)(_|$)",
+    r"(^|_)(SECRETS?|PWD_HASH|CREDENTIALS?|AUTH|[^\W_]*(TOKEN|PASSWORD|PASSWD|PASSPHRASE)"
+    r"|[^\W_]*(API|ACCESS|SECRET|PRIVATE|SIGNING|ENCRYPTION)_?KEYS?)(_|\d*$)"
+    r"|(^|_)(?!BYPASS|COMPASS)[^\W_]*(PASS|PWD)(_?\d+)?$"
+    r"|(^|_)(?<!PUBLIC_)(?<!PRIMARY_)(?<!CACHE_)(?<!SORT_)(?<!GPG_)(KEY|PAT)(_?\d+)?$",
     re.IGNORECASE,
 )
+"""Of names in words: `authToken` is `auth_Token`. The last line knows keys that are none: Python's own image says by
+which GPG_KEY it was signed."""
+_NEW_WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _HARMLESS_VALUE = re.compile(r"|/.*|true|false|yes|no|none|null|\d{1,5}", re.IGNORECASE)
 _SHORTEST = 6
 
@@ -126,10 +131,14 @@ def _in_processes(context: Context, record: Record) -> Iterator[Exposure]:
             yield from _in_environment(environment, f"environment of process {pid_inside(pid)} ({command_name(pid)})")
 
 
+def _names_secret(name: str) -> bool:
+    return _NAME.search(_NEW_WORD.sub("_", name)) is not None
+
+
 def _in_environment(environment: Mapping[str, str], where: str) -> Iterator[Exposure]:
     for name, value in sorted(environment.items()):
         what = next((what for what, shape in _CONTENTS if shape.search(value.encode())), "")
         if what:
             yield Exposure(f"{where}, {name}", what)
-        elif _NAME.search(name) and len(value) >= _SHORTEST and not _HARMLESS_VALUE.fullmatch(value):
+        elif _names_secret(name) and len(value) >= _SHORTEST and not _HARMLESS_VALUE.fullmatch(value):
             yield Exposure(f"{where}, {name}", "a secret, by its name")
