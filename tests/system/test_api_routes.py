@@ -148,6 +148,9 @@ def test_templates_pools_leases_and_claims(root: httpx.Client, template: str, se
     told = listener.wait_for("pool.acquired", pool)
     assert told.content["sandbox"] == claim["sandbox"]
     assert [one["id"] for one in made(root.get("/v1/claims"), 200)["claims"]] == [claim["id"]]
+    sandbox, new = claim["sandbox"]["id"], {"name": unique("golden")}
+    for of_it in ({"sandbox": sandbox}, {"spec": TINY, "sandbox": sandbox}, {"spec": TINY, "claim": claim["id"]}):
+        problem(root.post("/v1/templates", json={**new, **of_it}), 400, "invalid")
     longer = made(root.patch(f"/v1/claims/{claim['id']}", json={"ttl": 1200}), 200)
     assert longer["until"] > claim["until"]
     made(root.delete(f"/v1/claims/{claim['id']}"), 204)

@@ -12,12 +12,13 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from certificates import Authority
-from guests import PACKAGES, SETUP, evaluate, files_with, interpreter, run
+from guests import PACKAGES, SETUP, evaluate, files_with, interpreter, interpreter_spec, run
 from roads import on_both_roads
 from thawbox.errors import InvalidRequest, Unavailable
 from thawbox.host.init_client import ExecSession, Interrupted
@@ -464,14 +465,34 @@ def _log_until(sandbox: Sandbox, last: bytes) -> list[int]:
 # --- sessions --------------------------------------------------------------------------------------------------------
 
 
+def test_a_session_in_the_boot_that_a_template_is_made_of_ends_with_it_and_is_in_no_clone(node: Node) -> None:
+    setup = SETUP.replace("guest.ready()", "while not os.path.exists('/tmp/come'): time.sleep(0.001)\nguest.ready()")
+    with ThreadPoolExecutor(1) as threads:
+        making = threads.submit(node.create_template, "golden", interpreter_spec(setup, ready="guest"))
+        while not (booted := [one for one in node.sandboxes() if one.state is Phase.RUNNING]):
+            assert not making.done(), making.result()
+            time.sleep(0.001)  # nobody tells of a sandbox that is not ready yet
+        script = "touch /tmp/come; echo here; while read line; do echo $line; done"
+        session = booted[0].exec(["sh", "-c", script], stdin=True)
+        assert isinstance(session, ExecSession)
+        with session:
+            assert isinstance(list(session.events())[-1], Interrupted)
+        golden = making.result()
+    assert not node.sandboxes()
+    for clone in node.snapshot(golden.snapshot).clones(2):
+        assert "sh\n" not in evaluate(clone, PROGRAMS)
+
+
+PROGRAMS = "[open(f'/proc/{p}/comm').read() for p in os.listdir('/proc') if p.isdigit()]"
+
+
 def test_exec_sessions_go_on_in_the_original_are_absent_in_clones_and_interrupted_by_a_stop(node: Node) -> None:
     sandbox = interpreter(node)
     session = sandbox.exec(["sh", "-c", "while read line; do echo $line; done"], stdin=True)
     assert isinstance(session, ExecSession)
     with session:
         for clone in sandbox.checkpoint().clones(CLONES):
-            names = evaluate(clone, "[open(f'/proc/{p}/comm').read() for p in os.listdir('/proc') if p.isdigit()]")
-            assert "sh\n" not in names
+            assert "sh\n" not in evaluate(clone, PROGRAMS)
         session.offer_stdin(b"still here\n")
         heard = b""
         while b"still here" not in heard:

@@ -18,6 +18,7 @@ import pytest
 
 from thawbox.engines.criu import CriuEngine
 from thawbox.errors import InvalidRequest, NotFound, StartFailed, Unavailable
+from thawbox.host.init_client import Completed, Exited
 from thawbox.host.proc import children
 from thawbox.model import Mount, Phase, SandboxId, Spec
 from thawbox.node import Node
@@ -81,6 +82,26 @@ def test_every_lease_is_a_clone_of_the_one_booted_program_with_an_identity_of_it
     assert len({nonce for nonce, _, _ in answers}) == 1, "not a restore of the same memory"
     assert [hostname for _, hostname, _ in answers] == [sandbox.name for sandbox in taken]
     assert len({machine for _, _, machine in answers}) == 4
+
+
+def test_nothing_of_a_leased_sandbox_gets_into_a_template_and_none_is_made_of_its_snapshots(
+    node: Node, open_pool: OpenPool
+) -> None:
+    with open_pool(1, 1, 2).acquire(timeout=SOON) as leased:
+        assert leased.run("touch", "/left-behind")
+        snapshot = leased.checkpoint(name="tiny-too", labels={"template": "tiny"})
+        rebuilt = node.rebuild_template("tiny")
+        assert snapshot.id not in (rebuilt.snapshot, node.template("tiny").snapshot)
+        for name in ("tiny-too", snapshot.id, leased.name, leased.id):
+            for attempt in (node.template, node.rebuild_template):
+                with pytest.raises((NotFound, InvalidRequest)):
+                    attempt(name)
+            with pytest.raises((NotFound, InvalidRequest)):
+                node.create_pool(PoolSpec("other", name, 0, 1, 1))
+        with node.snapshot(rebuilt.snapshot).clone() as clone, snapshot.clone() as copy:
+            assert ask(copy)[0] == ask(leased)[0] != ask(clone)[0]
+            seen = [one.run("ls", "/left-behind") for one in (copy, clone)]
+    assert [isinstance(one, Completed) and one.outcome == Exited(0) for one in seen] == [True, False]
 
 
 def test_clones_of_a_pool_share_the_memory_of_their_template_until_it_is_closed(
