@@ -22,6 +22,7 @@ from guests import PACKAGES, SETUP, evaluate, files_with, interpreter, interpret
 from roads import on_both_roads
 from thawbox.errors import InvalidRequest, Unavailable
 from thawbox.host.init_client import ExecSession, Interrupted
+from thawbox.host.init_wire import Stream
 from thawbox.host.reach import run_within
 from thawbox.model import Mount, Net, Phase, Publish
 from thawbox.node import Node
@@ -81,7 +82,7 @@ clock, late, done = [time.monotonic()], [], []
 def tick():
     planned = time.monotonic()
     while True:
-        planned += 0.01
+        planned += 0.05
         time.sleep(max(0.0, planned - time.monotonic()))
         late.append(time.monotonic() - planned)
 def look():
@@ -89,7 +90,7 @@ def look():
         now = time.monotonic()
         if now < clock[-1]: clock.append(now)
         clock[-1] = max(clock[-1], now)
-        time.sleep(0.001)
+        time.sleep(0.02)
 def sleep(): time.sleep(1.0); done.append("sleep")
 def wait(): threading.Event().wait(1.0); done.append("wait")
 def loop():
@@ -117,15 +118,16 @@ def test_clocks_go_on_when_a_snapshot_comes_from_a_machine_that_booted_earlier_o
     began = float(said.stdout.split()[0])
     assert abs(began - time.monotonic() - ahead) < 120
     node = open_node()
-    time.sleep(1.0)  # the memory sleeps, and its timers must not notice
+    frozen = node.snapshot("away").stored.manifest.created_at
+    time.sleep(max(0.0, frozen + 3 - time.time()))  # the memory sleeps, and its timers must not notice
     restored, _ = node.snapshot("away").restore()
-    for sandbox in (restored, *node.snapshot("away").clones(3)):
+    for sandbox in (restored, *node.snapshot("away").clones(CLONES)):
         clock = evaluate(sandbox, "clock")
         assert len(clock) == 1, "the monotonic clock went back"
         assert began <= clock[0] < began + 60, "the monotonic clock jumped ahead"
         assert abs(evaluate(sandbox, "time.time()") - time.time()) < 1
         run(sandbox, "while len(done) < 4: time.sleep(0.01)", timeout=30)  # neither hangs
-        assert evaluate(sandbox, "max(late)") < 0.9, "a timer was told that it is late"
+        assert evaluate(sandbox, "max(late)") < 2.9, "a timer was told that it is late"
 
 
 VALIDITY = (
@@ -155,6 +157,12 @@ def handshake(certificate, private):
     try: client, server = connected(certificate, private)
     except ssl.SSLCertVerificationError as error: return error.verify_message
     server.sendall(b"hello"); return client.recv(10).decode()
+def after(young, short, early, valid_since):
+    client, server = open_before
+    client.sendall(b"still"); still = server.recv(10).decode()
+    server.sendall(b"here"); here = client.recv(10).decode()
+    tokens = [accepted(token(valid_since, time.time() + 60)), accepted(soon_out)]
+    return [handshake(*young), *tokens, handshake(*short), handshake(*early), still, here]
 """
 )
 
@@ -174,15 +182,12 @@ def test_tls_and_jwt_checks_know_what_became_valid_and_what_ran_out_while_the_me
     frozen = time.time()
     time.sleep(max(gone, frozen + 3) - time.time())  # the sleep that is tested
     young = authority.issue(since=frozen + 2 - time.time())  # none of it was valid before the freeze
-    early = authority.issue(since=60)
-    for one in snapshot.clones(3) if way == "clone" else [snapshot.restore()[0]]:
-        assert evaluate(one, f"handshake(*{young!r})") == "hello"
-        assert evaluate(one, f"accepted(token({frozen + 2}, time.time() + 60))") is True
-        assert evaluate(one, f"handshake(*{short!r})") == "certificate has expired"
-        assert evaluate(one, "accepted(soon_out)") == "ExpiredTokenError"
-        assert evaluate(one, f"handshake(*{early!r})") == "certificate is not yet valid"
-        run(one, "client, server = open_before; client.sendall(b'still'); answer = server.recv(10).decode()")
-        assert run(one, "server.sendall(b'here'); answer = client.recv(10).decode()") == "here"
+    early = authority.issue(since=600)
+    expected = [
+        "hello", True, "ExpiredTokenError", "certificate has expired", "certificate is not yet valid", "still", "here",
+    ]  # fmt: skip
+    for one in snapshot.clones(CLONES) if way == "clone" else [snapshot.restore()[0]]:
+        assert evaluate(one, f"after({young!r}, {short!r}, {early!r}, {frozen + 2})") == expected
 
 
 # --- secrets ---------------------------------------------------------------------------------------------------------
@@ -191,11 +196,15 @@ def test_tls_and_jwt_checks_know_what_became_valid_and_what_ran_out_while_the_me
 def test_secrets_reach_one_clone_alone_and_no_snapshot(node: Node) -> None:
     sandbox = interpreter(node, SETUP + "marker = 'm' + 'arked-' * 3\n")
     snapshot = sandbox.checkpoint()
-    for number in range(CLONES // 4):
-        secret = b"sesame-%d-open" % number
-        with snapshot.clone(secrets={"KEY": secret}, environment={"WHO": f"clone {number}"}) as clone:
-            assert evaluate(clone, "[secret.reveal() for secret in guest.secrets.values()]") == [secret.decode()]
-            assert evaluate(clone, "os.environ['WHO']") == f"clone {number}"
+
+    def given(number: int) -> Sandbox:
+        return snapshot.clone(secrets={"KEY": b"sesame-%d-open" % number}, environment={"WHO": f"clone {number}"})
+
+    with ThreadPoolExecutor(4) as threads:
+        clones = list(threads.map(given, range(CLONES)))
+    for number, clone in enumerate(clones):
+        seen = evaluate(clone, "[*(secret.reveal() for secret in guest.secrets.values()), os.environ['WHO']]")
+        assert seen == [f"sesame-{number}-open", f"clone {number}"]
     assert evaluate(snapshot.clone(), "[len(guest.secrets), os.environ.get('WHO')]") == [0, None]
 
 
@@ -327,9 +336,9 @@ def test_every_clone_listens_on_the_same_port_with_an_address_of_its_own(node: N
     with socket.create_connection(("127.0.0.1", published)) as outside:
         run(sandbox, "while not taken: time.sleep(0.001)")
         snapshot = sandbox.checkpoint()
-        clones = snapshot.clones(4)
+        clones = snapshot.clones(CLONES)
         addresses = {one.record.address for one in (sandbox, *clones)}
-        assert len(addresses) == 5
+        assert len(addresses) == CLONES + 1
         for clone in clones:
             run(clone, "while len(taken) < 2: time.sleep(0.001)", timeout=20)
             assert evaluate(clone, "taken") == ["accepted", "OSError"]
@@ -369,13 +378,12 @@ libc = ctypes.CDLL(None)
 watch = libc.inotify_init1(0o4000); libc.inotify_add_watch(watch, b"/var/watched", 0x100)
 own = [f"/proc/{os.getpid()}/status", f"/proc/{child.pid}/cmdline"]
 TRY = '''
-import fcntl, sys
-file = open(sys.argv[1], "r+")
-try: getattr(fcntl, sys.argv[2])(file, fcntl.LOCK_EX | fcntl.LOCK_NB); print("free")
-except OSError: print("held")
+import fcntl
+for path, take in ("/var/lock-by-flock", fcntl.flock), ("/var/lock-by-fcntl", fcntl.lockf):
+    try: take(open(path, "r+"), fcntl.LOCK_EX | fcntl.LOCK_NB); print("free")
+    except OSError: print("held")
 '''
-def attempt(path, call): return subprocess.check_output([sys.executable, "-c", TRY, path, call], text=True).strip()
-def locks(): return [attempt("/var/lock-by-flock", "flock"), attempt("/var/lock-by-fcntl", "lockf")]
+def locks(): return subprocess.check_output([sys.executable, "-S", "-c", TRY], text=True).split()
 alarms = []
 signal.signal(signal.SIGALRM, lambda *_: alarms.append(1)); signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
 """
@@ -392,7 +400,6 @@ def test_locks_pidfiles_own_paths_watches_and_timers_survive(node: Node) -> None
         run(one, "open('/var/watched/new', 'w').close(); select.select([watch], [], [], 20)")
         assert evaluate(one, "os.read(watch, 1000)[16:19].decode()") == "new"
         run(one, "before = len(alarms)\nwhile len(alarms) < before + 3: time.sleep(0.001)", timeout=20)
-    for one in (clones[0], restored):
         assert evaluate(one, "locks()") == ["held", "held"]
 
 
@@ -436,30 +443,33 @@ def test_output_goes_on_with_nothing_lost_and_nothing_twice_after_any_number_of_
         snapshot = sandbox.checkpoint(stop=True)
         sandbox, _ = snapshot.restore()
         run(sandbox, "before = printed\nwhile printed < before + 10: time.sleep(0.001)", timeout=20)
-    clone = sandbox.checkpoint().clone()
-    for one in (sandbox, clone):
-        run(one, "stopped.set(); thread.join(); print('end', flush=True)")
-        words = _log_until(one, b"end")
-        assert words == [*range(len(words))]
-        assert len(words) > 50
+    clones = sandbox.checkpoint().clones(CLONES)
+    for one in (sandbox, *clones):
+        run(one, "stopped.set(); thread.join(); say('end')")
+        out, err = _logs_until(one, b"end")
+        assert out == err == [*range(len(out))]
+        assert len(out) >= 50
 
 
 COUNTING = """
 stopped, printed = threading.Event(), 0
+def say(word):
+    for stream in (sys.stdout, sys.stderr): print(word, file=stream, flush=True)
 def count():
     global printed
-    while not stopped.is_set(): print(printed := next(numbers), flush=True); time.sleep(0.002)
+    while not stopped.is_set(): say(printed := next(numbers)); time.sleep(0.01)
 thread = threading.Thread(target=count); thread.start()
 """
 
 
-def _log_until(sandbox: Sandbox, last: bytes) -> list[int]:
-    printed = b""
+def _logs_until(sandbox: Sandbox, last: bytes) -> list[list[int]]:
+    """The numbers on stdout and on stderr, once each has come to its last word."""
+    printed = {Stream.STDOUT: b"", Stream.STDERR: b""}
     for record in sandbox.logs(follow=True):
-        printed += record.content
-        if printed.rstrip().endswith(last):
+        printed[record.stream] += record.content
+        if all(text.rstrip().endswith(last) for text in printed.values()):
             break
-    return [int(word) for word in printed.split()[:-1]]
+    return [[int(word) for word in text.split()[:-1]] for text in printed.values()]
 
 
 # --- sessions --------------------------------------------------------------------------------------------------------
