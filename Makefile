@@ -1,6 +1,6 @@
 # `make demo` and `make test` work on a fresh Debian 12 machine as root, with nothing installed by hand.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test lint bench bench-quick setup-peers clean
+.PHONY: help setup setup-dev demo test lint image bench bench-quick setup-peers clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -20,6 +20,9 @@ test: setup-dev ## all tests, then lint
 
 lint: setup-dev ## ruff, mypy, pyright and the layers
 	@scripts/lint
+
+image: ## the images of thawbox and of the golden agent, by podman, buildah or docker
+	@scripts/build-images
 
 setup-peers: setup-dev
 	@scripts/setup-peers

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from thawbox.store.mirror import Mirror
 
 _SOURCE_PROGRAMS = Path(__file__).parents[2] / "native" / "build" / "bin"
-_INSTALLED_PROGRAMS = Path("/usr/local/libexec/thawbox")
+INSTALLED_PROGRAMS = Path("/usr/local/libexec/thawbox")
 _REPLICA_PATIENCE, _REPLICA_TIMEOUT = 1.0, 30.0
 """Seconds: where there are several replicas it is better to give one up, and ask it later, than to wait for it."""
 _TMPFS_CANDIDATES = (Path("/run"), Path("/dev/shm"))  # noqa: S108 - root-only directories are made in the first tmpfs
@@ -271,7 +271,7 @@ def locate_programs(settings: Settings) -> Programs:
 
     `THAWBOX_CRIU` replaces the criu alone.
     """
-    candidates = [Path(settings.native)] if settings.native else [_SOURCE_PROGRAMS, _INSTALLED_PROGRAMS]
+    candidates = [Path(settings.native)] if settings.native else [_SOURCE_PROGRAMS, INSTALLED_PROGRAMS]
     directory = next((path for path in candidates if path.is_dir()), candidates[0])
     return Programs(
         init=directory / "thawbox-init",

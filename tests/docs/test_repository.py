@@ -30,10 +30,12 @@ def _locked(name: str) -> dict[str, str]:
 def _wanted(group: str) -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted: list[str] = list(project["project"]["dependencies"])
+    if group != "runtime":
+        wanted += project["project"]["optional-dependencies"]["cluster"]
     return wanted + project["dependency-groups"]["dev"] if group == "dev" else wanted
 
 
-@pytest.mark.parametrize("group", ["runtime", "dev"])
+@pytest.mark.parametrize("group", ["runtime", "cluster", "dev"])
 def test_every_dependency_is_locked_at_a_version_that_the_project_accepts(group: str) -> None:
     locked = _locked(f"{group}.txt")
     for line in _wanted(group):
@@ -43,9 +45,10 @@ def test_every_dependency_is_locked_at_a_version_that_the_project_accepts(group:
         assert requirement.specifier.contains(version), f"{line} is locked at {version}: run scripts/lock"
 
 
-def test_both_locks_name_the_same_version_of_what_they_share() -> None:
-    runtime, dev = _locked("runtime.txt"), _locked("dev.txt")
-    assert {name: dev.get(name) for name in runtime} == runtime
+def test_all_locks_name_the_same_version_of_what_they_share() -> None:
+    runtime, cluster, dev = (_locked(f"{name}.txt") for name in ("runtime", "cluster", "dev"))
+    assert {name: cluster.get(name) for name in runtime} == runtime
+    assert {name: dev.get(name) for name in cluster} == cluster
 
 
 @pytest.mark.parametrize("lock", sorted((ROOT / "locks").glob("*.txt")), ids=lambda path: path.name)

@@ -14,6 +14,7 @@ import yaml
 
 from kube.schema import admit
 from thawbox.cli.app import thawbox
+from thawbox.cluster.backends import pod_frame
 from thawbox.cluster.crds import crds
 from thawbox.cluster.manifests.render import render, write
 from thawbox.cluster.manifests.settings import DeploySettings, read_settings, settings_page
@@ -171,6 +172,44 @@ def test_the_golden_pod_is_annotated_and_ready_only_when_it_may_be_checkpointed(
         pod = deployment["spec"]["template"]
         assert pod["metadata"]["annotations"]["gke.io/pod-checkpointing"]
         assert pod["spec"]["containers"][0]["readinessProbe"]["httpGet"]["path"] == "/internal/checkpoint-ready"
+
+
+def selects(selector: Json, labels: Json) -> bool:
+    """Whether a label selector takes these labels."""
+    taken = all(labels.get(name) == value for name, value in selector.get("matchLabels", {}).items())
+    wanted = {"Exists": True, "DoesNotExist": False}
+    rules = selector.get("matchExpressions", [])
+    return taken and all((one["key"] in labels) == wanted[one["operator"]] for one in rules)
+
+
+GKE_TEMPLATE = next(one for one in objects("Template") if one["spec"]["backend"] == "gke")
+CLONE = pod_frame(objects("Pool")[0] | {"metadata": {"name": "golden-agent", "uid": "u"}}, GKE_TEMPLATE, {})
+CLONE_LABELS = {**GKE_TEMPLATE["spec"]["pod"]["metadata"]["labels"], **CLONE["metadata"]["labels"]}
+GOLDEN_LABELS = {**GKE_TEMPLATE["spec"]["pod"]["metadata"]["labels"], "thawbox.dev/golden": "golden-agent"}
+"""What the pods of GKE's back end are labelled with: clones, and the one that a capture starts."""
+
+
+def test_snapshots_of_clones_are_under_a_policy_that_lets_none_of_them_push_out_another_or_the_golden_one() -> None:
+    policies = {one["metadata"]["name"]: one["spec"] for one in objects("PodSnapshotPolicy")}
+
+    def of(labels: Json) -> list[str]:
+        return [name for name, spec in policies.items() if selects(spec["selector"], labels)]
+
+    assert (of(GOLDEN_LABELS), of(CLONE_LABELS)) == (["golden-policy"], ["kept-policy"])
+    assert GKE_TEMPLATE["spec"]["policy"] == "golden-policy"
+    assert "snapshotGroupingRules" in policies["golden-policy"]
+    assert "snapshotGroupingRules" not in policies["kept-policy"]
+
+
+def test_no_budget_and_no_deployment_counts_clones() -> None:
+    for kind in ("PodDisruptionBudget", "Deployment", "DaemonSet"):
+        for found in objects(kind):
+            selector = found["spec"]["selector"]
+            assert not selects(selector, CLONE_LABELS)
+            assert not selects(selector, GOLDEN_LABELS)
+    deployment = next(one for one in objects("Deployment") if one["metadata"]["name"] == "golden-agent")
+    budget = next(one for one in objects("PodDisruptionBudget") if one["metadata"]["name"] == "golden-agent")
+    assert selects(budget["spec"]["selector"], deployment["spec"]["template"]["metadata"]["labels"])
 
 
 def test_the_two_node_pools_of_gke_are_ubuntu_for_criu_and_cos_for_gvisor() -> None:

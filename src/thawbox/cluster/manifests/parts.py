@@ -8,32 +8,38 @@ from thawbox.cluster.manifests.settings import DeploySettings
 
 CRIU_LABEL = f"{GROUP}/criu"
 MANAGED = {"app.kubernetes.io/part-of": "thawbox"}
-_CLOSED = {
+ON_CRIU_NODES: Json = {
+    "nodeSelector": {CRIU_LABEL: "true"},
+    "tolerations": [{"key": CRIU_LABEL, "operator": "Exists", "effect": "NoSchedule"}],
+}
+CLOSED = {
     "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
     "seccompProfile": {"type": "RuntimeDefault"}, "runAsNonRoot": True, "runAsUser": 65532,
 }  # fmt: skip
 
 
-def _meta(name: str, settings: DeploySettings | None = None, **labels: str) -> Json:
+def metadata(name: str, settings: DeploySettings | None = None, **labels: str) -> Json:
     where = {"namespace": settings.namespace} if settings else {}
     return {"name": name, **where, "labels": {**MANAGED, "app.kubernetes.io/name": name, **labels}}
 
 
-def _object(api: str, kind: str, meta: Json, **rest: object) -> Json:
+def manifest(api: str, kind: str, meta: Json, **rest: object) -> Json:
     return {"apiVersion": api, "kind": kind, "metadata": meta, **rest}
 
 
 def namespace(settings: DeploySettings) -> Json:
     """Privileged, because of the node agent: nothing else in it is."""
-    meta = _meta(settings.namespace)
+    meta = metadata(settings.namespace)
     meta["labels"]["pod-security.kubernetes.io/enforce"] = "privileged"
-    return _object("v1", "Namespace", meta)
+    return manifest("v1", "Namespace", meta)
 
 
 def accounts(settings: DeploySettings) -> list[Json]:
     names = ("thawbox-dispatcher", "thawbox-node", "thawbox-bootstrap")
     return [
-        _object("v1", "ServiceAccount", _meta(name, settings), automountServiceAccountToken=name != "thawbox-bootstrap")
+        manifest(
+            "v1", "ServiceAccount", metadata(name, settings), automountServiceAccountToken=name != "thawbox-bootstrap"
+        )
         for name in names
     ]
 
@@ -62,18 +68,18 @@ def roles(settings: DeploySettings) -> list[Json]:
     ]
     found: list[Json] = []
     for name, rules in (("thawbox-dispatcher", dispatcher), ("thawbox-node", node)):
-        found.append(_object("rbac.authorization.k8s.io/v1", "Role", _meta(name, settings), rules=rules))
+        found.append(manifest("rbac.authorization.k8s.io/v1", "Role", metadata(name, settings), rules=rules))
         role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}
         subject = {"kind": "ServiceAccount", "name": name, "namespace": settings.namespace}
-        bound = _object("rbac.authorization.k8s.io/v1", "RoleBinding", _meta(name, settings), roleRef=role)
+        bound = manifest("rbac.authorization.k8s.io/v1", "RoleBinding", metadata(name, settings), roleRef=role)
         found.append({**bound, "subjects": [subject]})
     return found
 
 
 def priority(settings: DeploySettings) -> list[Json]:
     """A lane of the API server for claims: pods that come up by the thousand must not hold them up."""
-    level = _object(
-        "flowcontrol.apiserver.k8s.io/v1", "PriorityLevelConfiguration", _meta("thawbox-claims"),
+    level = manifest(
+        "flowcontrol.apiserver.k8s.io/v1", "PriorityLevelConfiguration", metadata("thawbox-claims"),
         spec={"type": "Limited", "limited": {
             "nominalConcurrencyShares": 30, "lendablePercent": 50,
             "limitResponse": {"type": "Queue", "queuing": {"queues": 16, "handSize": 4, "queueLengthLimit": 200}},
@@ -88,8 +94,8 @@ def priority(settings: DeploySettings) -> list[Json]:
         {"apiGroups": [GROUP], "resources": ["claims", "claims/status"], "verbs": ["*"], "namespaces": here},
         {"apiGroups": [""], "resources": ["pods", "pods/status"], "verbs": ["patch"], "namespaces": here},
     ]}  # fmt: skip
-    flow = _object(
-        "flowcontrol.apiserver.k8s.io/v1", "FlowSchema", _meta("thawbox-claims"),
+    flow = manifest(
+        "flowcontrol.apiserver.k8s.io/v1", "FlowSchema", metadata("thawbox-claims"),
         spec={"matchingPrecedence": 900, "priorityLevelConfiguration": {"name": "thawbox-claims"}, "rules": [rules]},
     )  # fmt: skip
     return [level, flow]
@@ -119,7 +125,7 @@ def dispatcher(settings: DeploySettings) -> list[Json]:
         "readinessProbe": probe,
         "livenessProbe": {"httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 10, "failureThreshold": 3},
         "resources": {"requests": {"cpu": "500m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}},
-        "securityContext": _CLOSED,
+        "securityContext": CLOSED,
         "volumeMounts": [
             _secret("dispatch-token", "/etc/thawbox/dispatch"), _secret("node-token", _NODE_TOKEN),
             _secret("node-tls", _NODE_TLS),
@@ -144,24 +150,24 @@ def dispatcher(settings: DeploySettings) -> list[Json]:
         },
     }  # fmt: skip
     return [
-        _object("apps/v1", "Deployment", _meta("thawbox-dispatcher", settings), spec={
+        manifest("apps/v1", "Deployment", metadata("thawbox-dispatcher", settings), spec={
             "replicas": settings.dispatcher_replicas, "selector": {"matchLabels": labels}, "template": pod,
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
         }),
-        _object("v1", "Service", _meta("thawbox-dispatcher", settings), spec={
+        manifest("v1", "Service", metadata("thawbox-dispatcher", settings), spec={
             "selector": labels, "ports": [{"name": "http", "port": 80, "targetPort": "http"}],
         }),
-        _object("policy/v1", "PodDisruptionBudget", _meta("thawbox-dispatcher", settings), spec={
+        manifest("policy/v1", "PodDisruptionBudget", metadata("thawbox-dispatcher", settings), spec={
             "minAvailable": 1, "selector": {"matchLabels": labels},
         }),
     ]  # fmt: skip
 
 
-def _host(name: str, path: str, kind: str = "DirectoryOrCreate") -> Json:
+def host(name: str, path: str, kind: str = "DirectoryOrCreate") -> Json:
     return {"name": name, "hostPath": {"path": path, "type": kind}}
 
 
-def _mounted(name: str, path: str) -> Json:
+def mounted(name: str, path: str) -> Json:
     return {"name": name, "mountPath": path}
 
 
@@ -174,7 +180,7 @@ def node(settings: DeploySettings) -> Json:
         {"name": "THAWBOX_HOME", "value": settings.node_home},
     ]  # fmt: skip
     mounts = [
-        _mounted("home", settings.node_home), _mounted("cgroups", "/sys/fs/cgroup"), _mounted("run", "/run/thawbox"),
+        mounted("home", settings.node_home), mounted("cgroups", "/sys/fs/cgroup"), mounted("run", "/run/thawbox"),
     ]  # fmt: skip
     secrets = [_secret("node-token", _NODE_TOKEN), _secret("node-tls", _NODE_TLS)]
     serve = {
@@ -205,11 +211,10 @@ def node(settings: DeploySettings) -> Json:
         "metadata": {"labels": {**MANAGED, **labels}},
         "spec": {
             "serviceAccountName": "thawbox-node", "hostPID": True, "hostNetwork": True,
-            "dnsPolicy": "ClusterFirstWithHostNet", "nodeSelector": {CRIU_LABEL: "true"},
-            "tolerations": [{"key": CRIU_LABEL, "operator": "Exists", "effect": "NoSchedule"}],
+            "dnsPolicy": "ClusterFirstWithHostNet", **ON_CRIU_NODES,
             "priorityClassName": "system-node-critical", "containers": [serve, agent],
             "volumes": [
-                _host("home", settings.node_home), _host("cgroups", "/sys/fs/cgroup", "Directory"),
+                host("home", settings.node_home), host("cgroups", "/sys/fs/cgroup", "Directory"),
                 {"name": "run", "emptyDir": {"medium": "Memory"}},
                 {"name": "node-token", "secret": {"secretName": "thawbox-node-token"}},
                 {"name": "node-tls", "secret": {"secretName": "thawbox-node-tls"}},
@@ -218,7 +223,15 @@ def node(settings: DeploySettings) -> Json:
     }  # fmt: skip
     update = {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}}
     spec = {"selector": {"matchLabels": labels}, "template": pod, "updateStrategy": update}
-    return _object("apps/v1", "DaemonSet", _meta("thawbox-node", settings), spec=spec)
+    return manifest("apps/v1", "DaemonSet", metadata("thawbox-node", settings), spec=spec)
+
+
+def idle(settings: DeploySettings) -> Json:
+    """What a pod of a DaemonSet does whose work its init container has done."""
+    return {
+        "name": "done", "image": settings.placeholder_image, "securityContext": {**CLOSED, "runAsUser": 65535},
+        "resources": {"requests": {"cpu": "1m", "memory": "8Mi"}, "limits": {"memory": "16Mi"}},
+    }  # fmt: skip
 
 
 _BOOTSTRAP = """set -eu
@@ -246,77 +259,23 @@ def bootstrap(settings: DeploySettings) -> Json:
         "name": "install", "image": settings.image, "command": ["/bin/sh", "-c", _BOOTSTRAP],
         "env": [{"name": "THAWBOX_HOME", "value": settings.node_home}], "securityContext": {"privileged": True},
         "volumeMounts": [
-            _mounted("host", "/host"), _mounted("home", settings.node_home), _mounted("cgroups", "/sys/fs/cgroup"),
+            mounted("host", "/host"), mounted("home", settings.node_home), mounted("cgroups", "/sys/fs/cgroup"),
         ],
         "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}},
-    }  # fmt: skip
-    after = {
-        "name": "done", "image": settings.placeholder_image, "securityContext": {**_CLOSED, "runAsUser": 65535},
-        "resources": {"requests": {"cpu": "1m", "memory": "8Mi"}, "limits": {"memory": "16Mi"}},
     }  # fmt: skip
     pod = {
         "metadata": {"labels": {**MANAGED, **labels}},
         "spec": {
             "serviceAccountName": "thawbox-bootstrap", "automountServiceAccountToken": False, "hostPID": True,
-            "nodeSelector": {CRIU_LABEL: "true"},
-            "tolerations": [{"key": CRIU_LABEL, "operator": "Exists", "effect": "NoSchedule"}],
-            "initContainers": [first], "containers": [after],
+            **ON_CRIU_NODES, "initContainers": [first], "containers": [idle(settings)],
             "volumes": [
-                _host("host", "/", "Directory"), _host("home", settings.node_home),
-                _host("cgroups", "/sys/fs/cgroup", "Directory"),
+                host("host", "/", "Directory"), host("home", settings.node_home),
+                host("cgroups", "/sys/fs/cgroup", "Directory"),
             ],
         },
     }  # fmt: skip
     spec = {"selector": {"matchLabels": labels}, "template": pod}
-    return _object("apps/v1", "DaemonSet", _meta("thawbox-bootstrap", settings), spec=spec)
-
-
-def golden(settings: DeploySettings) -> list[Json]:
-    """The golden agent: ready once it may be checkpointed, and not before."""
-    labels = {"app": "golden-agent"}
-    probe = {
-        "httpGet": {"path": "/internal/checkpoint-ready", "port": "http"},
-        "periodSeconds": 2,
-        "failureThreshold": 60,
-    }
-    container = {
-        "name": "agent", "image": settings.golden_image,
-        "ports": [{"name": "http", "containerPort": settings.golden_port}],
-        "readinessProbe": probe, "securityContext": {**_CLOSED, "readOnlyRootFilesystem": False},
-        "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "2Gi"}},
-    }  # fmt: skip
-    pod = {
-        "metadata": {
-            "labels": {**MANAGED, **labels, "golden-revision": "r1"},
-            "annotations": {"gke.io/pod-checkpointing": "enabled"},
-        },
-        "spec": {"automountServiceAccountToken": False, "containers": [container]},
-    }  # fmt: skip
-    meta = _meta("golden-agent", settings, **labels)
-    meta["annotations"] = {"gke.io/pod-checkpointing": "enabled"}
-    deployment = _object("apps/v1", "Deployment", meta, spec={
-        "replicas": settings.golden_replicas, "selector": {"matchLabels": labels}, "template": pod,
-        "strategy": {"type": "Recreate"},
-    })  # fmt: skip
-    budget = _object("policy/v1", "PodDisruptionBudget", _meta("golden-agent", settings), spec={
-        "maxUnavailable": 1, "selector": {"matchLabels": labels},
-    })  # fmt: skip
-    return [deployment, budget]
-
-
-def examples(settings: DeploySettings) -> list[Json]:
-    """A template and a pool of the golden agent, for the `node` back end."""
-    sandbox = {
-        "command": ["python3", "-m", "app.main"], "rootfs": "/var/lib/thawbox/images/agent", "ready": "guest",
-        "memory": 2 << 30,
-    }  # fmt: skip
-    template = _object(f"{GROUP}/v1alpha1", "Template", _meta("golden-agent", settings), spec={
-        "backend": "node", "sandbox": sandbox, "store": settings.store, "captureSeconds": 600, "keep": 2,
-    })  # fmt: skip
-    pool = _object(f"{GROUP}/v1alpha1", "Pool", _meta("golden-agent", settings), spec={
-        "template": "golden-agent", "low": 4, "high": 32, "limit": 256,
-    })  # fmt: skip
-    return [template, pool]
+    return manifest("apps/v1", "DaemonSet", metadata("thawbox-bootstrap", settings), spec=spec)
 
 
 def policies(settings: DeploySettings) -> list[Json]:
@@ -326,14 +285,14 @@ def policies(settings: DeploySettings) -> list[Json]:
     clones = {"matchExpressions": [{"key": POOL_LABEL, "operator": "Exists"}]}
     callers = [{"namespaceSelector": {"matchLabels": {f"{GROUP}/callers": "true"}}}]
     return [
-        _object("networking.k8s.io/v1", "NetworkPolicy", _meta("thawbox-default", settings), spec={
+        manifest("networking.k8s.io/v1", "NetworkPolicy", metadata("thawbox-default", settings), spec={
             "podSelector": {}, "policyTypes": ["Ingress"], "ingress": [],
         }),
-        _object("networking.k8s.io/v1", "NetworkPolicy", _meta("thawbox-dispatcher", settings), spec={
+        manifest("networking.k8s.io/v1", "NetworkPolicy", metadata("thawbox-dispatcher", settings), spec={
             "podSelector": dispatcher, "policyTypes": ["Ingress"],
             "ingress": [{"from": callers, "ports": [{"port": 8080, "protocol": "TCP"}]}],
         }),
-        _object("networking.k8s.io/v1", "NetworkPolicy", _meta("thawbox-clones", settings), spec={
+        manifest("networking.k8s.io/v1", "NetworkPolicy", metadata("thawbox-clones", settings), spec={
             "podSelector": clones, "policyTypes": ["Ingress", "Egress"],
             "ingress": [{"from": callers}],
             "egress": [{"to": world}],
@@ -345,27 +304,8 @@ def runtime_class() -> Json:
     """gVisor, for clusters that bring their own; on GKE the class of this name is there already."""
     sandboxed = {"sandbox.gke.io/runtime": "gvisor"}
     toleration = {"key": "sandbox.gke.io/runtime", "operator": "Equal", "value": "gvisor", "effect": "NoSchedule"}
-    return _object(
-        "node.k8s.io/v1", "RuntimeClass", _meta("gvisor"), handler="runsc",
+    return manifest(
+        "node.k8s.io/v1", "RuntimeClass", metadata("gvisor"), handler="runsc",
         scheduling={"nodeSelector": sandboxed, "tolerations": [toleration]},
         overhead={"podFixed": {"cpu": "50m", "memory": "64Mi"}},
     )  # fmt: skip
-
-
-def pod_snapshots(settings: DeploySettings) -> list[Json]:
-    """Pod Snapshots of the golden agent, taken by hand (by the dispatcher), two of each revision kept."""
-    group = "podsnapshot.gke.io/v1"
-    gcs = {"bucket": settings.gke_bucket, "path": "golden", "tokenSource": "podKSA"}
-    rules = {"groupByLabelValue": {
-        "labels": ["golden-revision"], "groupRetentionPolicy": {"maxSnapshotCountPerGroup": 2},
-    }}  # fmt: skip
-    return [
-        _object(group, "PodSnapshotStorageConfig", _meta("golden-storage"), spec={
-            "snapshotStorageConfig": {"gcs": gcs},
-        }),
-        _object(group, "PodSnapshotPolicy", _meta("golden-policy", settings), spec={
-            "storageConfigName": "golden-storage", "selector": {"matchLabels": {"app": "golden-agent"}},
-            "triggerConfig": {"type": "manual", "postCheckpoint": "resume"}, "snapshotScope": "whole-pod",
-            "retentionConfig": {"lastAccessTimeout": "7d"}, "snapshotGroupingRules": rules,
-        }),
-    ]  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from thawbox.cluster.crds import Json, crds
-from thawbox.cluster.manifests import parts
+from thawbox.cluster.manifests import golden, parts
 from thawbox.cluster.manifests.nodepools import gke_node_pools, kubeadm_nodes
 from thawbox.cluster.manifests.settings import DeploySettings, settings_page
 
@@ -16,6 +16,7 @@ HEAD = "# Made by `thawbox k8s render`; edit deploy/settings.yaml and render aga
 
 def render(settings: DeploySettings) -> dict[str, str]:
     """Every file of `deploy/`: its path below it, and its content."""
+    agent = [*golden.golden(settings), golden.files(settings), *golden.examples(settings)]
     files = {
         "base/crds.yaml": _documents(crds()),
         "base/namespace.yaml": _documents([parts.namespace(settings)]),
@@ -24,12 +25,12 @@ def render(settings: DeploySettings) -> dict[str, str]:
         "base/dispatcher.yaml": _documents(parts.dispatcher(settings)),
         "base/node.yaml": _documents([parts.bootstrap(settings), parts.node(settings)]),
         "base/network-policies.yaml": _documents(parts.policies(settings)),
-        "overlays/gke/golden-agent.yaml": _documents(_on_gvisor(parts.golden(settings))),
-        "overlays/gke/pod-snapshots.yaml": _documents(parts.pod_snapshots(settings)),
-        "overlays/gke/pool.yaml": _documents(_gke_pool(settings)),
+        "overlays/gke/golden-agent.yaml": _documents(golden.on_gvisor(golden.golden(settings))),
+        "overlays/gke/pod-snapshots.yaml": _documents(golden.pod_snapshots(settings)),
+        "overlays/gke/pool.yaml": _documents(golden.gke_pool(settings)),
         "overlays/generic/runtime-class.yaml": _documents([parts.runtime_class()]),
-        "overlays/generic/golden-agent.yaml": _documents([*parts.golden(settings), *parts.examples(settings)]),
-        "overlays/kind/golden-agent.yaml": _documents([*parts.golden(settings), *parts.examples(settings)]),
+        "overlays/generic/golden-agent.yaml": _documents(agent),
+        "overlays/kind/golden-agent.yaml": _documents(agent),
         "overlays/kind/cluster.yaml": _documents([_kind_cluster()]),
         "nodepools/gke.sh": gke_node_pools(settings),
         "nodepools/kubeadm.yaml": _documents(kubeadm_nodes(settings)),
@@ -85,23 +86,6 @@ def _kustomization(resources: list[str], patches: list[Json] | None = None) -> s
 def _one_replica() -> Json:
     patch = "- op: replace\n  path: /spec/replicas\n  value: 1\n"
     return {"target": {"kind": "Deployment", "name": "thawbox-dispatcher"}, "patch": patch}
-
-
-def _on_gvisor(golden: list[Json]) -> list[Json]:
-    """The golden Deployment of GKE: its pods run, and are restored, under gVisor."""
-    golden[0]["spec"]["template"]["spec"]["runtimeClassName"] = "gvisor"
-    return golden
-
-
-def _gke_pool(settings: DeploySettings) -> list[Json]:
-    """A template of the `gke` back end: clones are pods restored from the golden agent's Pod Snapshot."""
-    pod = _on_gvisor(parts.golden(settings))[0]["spec"]["template"]
-    template, pool = parts.examples(settings)
-    template["spec"] = {
-        "backend": "gke", "policy": "golden-policy", "pod": {"metadata": pod["metadata"], "spec": pod["spec"]},
-        "captureSeconds": 600, "keep": 2,
-    }  # fmt: skip
-    return [template, pool]
 
 
 def _kind_cluster() -> Json:
