@@ -215,11 +215,28 @@ class Node:
 
         return kept.find_pool(self.context, name)
 
-    def mark_drained(self, name: str) -> None:
-        """Remember that a pool which was drained is to stay empty."""
+    def drain_pool(self, pool: Pool, *, timeout: float | None, check: Callable[[], None] = wanted) -> None:
+        """Drain an open pool for good; leases are ended after `timeout` seconds. A crash does not end the drain.
+
+        `check` is asked as by `Pool.drain`; what it raises ends this one, and the drain where it is forgotten.
+        """
         from thawbox.pool import kept
 
-        kept.mark_drained(self.context, name)
+        kept.drain_pool(self.context, pool, until=None if timeout is None else self.context.now() + timeout, check=check)
+
+    def forget_drain(self, name: str) -> None:
+        """Have a pool whose drain was given up open as any other."""
+        from thawbox.pool import kept
+
+        kept.forget_drain(self.context, name)
+
+    def drains(self) -> dict[str, float | None]:
+        """The pools whose drain has begun and not ended, and after how many seconds their leases are to be ended."""
+        from thawbox.pool import kept
+
+        now = self.context.now()
+        found = kept.drains(self.context)
+        return {name: None if until is None else max(0.0, until - now) for name, until in found.items()}
 
     def pools(self) -> list[PoolSpec]:
         """Every pool of this node, by name, open or not."""

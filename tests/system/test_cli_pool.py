@@ -152,6 +152,27 @@ def test_leases_and_parked_clones_outlive_the_service(
     assert not node.sandboxes()
 
 
+def test_a_drain_outlives_the_service(cli: Cli, serving: Serving, node: Node) -> None:
+    first = serving.start()
+    cli("pool", "create", "p", "--template", "tiny", "--low", "1", "--high", "1")
+    held = cli("pool", "acquire", "p", "--json").json()
+    draining = subprocess.Popen(cli.argv("pool", "drain", "p"), env=cli.environment(), stderr=subprocess.DEVNULL)
+    while "is draining" not in cli("pool", "acquire", "p", "--timeout", "0", "--json").error()["cause"]:
+        pass
+    first.send_signal(signal.SIGKILL)
+    first.wait(60)
+    assert draining.wait(60) != 0
+    serving.start()
+    assert "is draining" in cli("pool", "acquire", "p", "--timeout", "0", "--json").error()["cause"]
+    assert node.sandbox(held["id"]).run("true")
+    assert cli("pool", "release", held["lease"]).status == 0
+    while not cli("pool", "show", "p", "--json").json()["drained"]:
+        pass
+    assert not node.sandboxes()
+    assert cli("pool", "rm", "p").status == 0
+    assert node.drains() == {}
+
+
 def test_the_service_brings_supervised_sandboxes_back(cli: Cli, serving: Serving, node: Node, tmp_path: Path) -> None:
     spec = tmp_path / "spec.json"
     spec.write_text('{"restart": "on-failure"}')

@@ -10,9 +10,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
+
+import structlog
 
 from thawbox.api.awaited import Awaited
 from thawbox.api.book import Book
@@ -27,7 +30,7 @@ from thawbox.api.owners import Owners
 from thawbox.api.tokens import Caller, Tokens
 from thawbox.api.watch import Watch, subject
 from thawbox.audit import Audit
-from thawbox.errors import Busy, Cancelled, LockTimeout, SandboxNotFound
+from thawbox.errors import Busy, Cancelled, LockTimeout, NotFound, SandboxNotFound, Unavailable
 from thawbox.model import Restart, SandboxId
 from thawbox.node import Node
 from thawbox.pool import Pool, PoolSpec
@@ -41,6 +44,7 @@ from thawbox.supervisor import Event, Supervisor
 if TYPE_CHECKING:
     from thawbox.api import shown
 
+_log = structlog.get_logger()
 _RECOVERIES = {
     "recover.started": "recovery.started",
     "recover.complete": "recovery.done",
@@ -84,10 +88,14 @@ class Service:
             undo.enter_context(self.node.mirroring())
             self.supervisor = undo.enter_context(Supervisor(context, tell=self._hear))
             self.fence = undo.enter_context(Fence(context))
+            drains = self.node.drains()
+            draining = undo.enter_context(ThreadPoolExecutor(max(1, len(drains)), "thawbox-drain"))
             undo.callback(self._close_pools)
             for spec in self.node.pools():
                 if not spec.drained:
                     self.open(spec.name)
+                if spec.name in drains:
+                    draining.submit(self._go_on_draining, spec.name, drains[spec.name])
             self.observing.metrics.include(
                 NodeMetrics(self.node, pools=self.pools, supervised=self.supervisor.statuses)
             )
@@ -254,24 +262,37 @@ class Service:
         pool = self.pool(name)
         try:
             with progress.waiting(pool.look_again):
-                pool.drain(timeout=timeout, check=progress.check)
+                self.node.drain_pool(pool, timeout=timeout, check=progress.check)
         except Cancelled:
             self._open_again(pool)
             raise
-        self.node.mark_drained(name)
+        self._drop_drained(name)
+
+    def _drop_drained(self, name: str) -> None:
         with self._lock:
             self._pools.pop(name, None)
         self.watch.look()
 
     def _open_again(self, pool: Pool) -> None:
-        """Open a pool anew whose drain was cancelled, unless the service ends."""
+        """Open a pool anew whose drain was cancelled; where the service ends, the next one goes on draining."""
         with self._lock:
             if self._pools.get(pool.name) is not pool:
                 return  # another drain of it was cancelled too
             del self._pools[pool.name]
         pool.close()
         if self._is_ready:
+            self.node.forget_drain(pool.name)
             self.open(pool.name)
+
+    def _go_on_draining(self, name: str, timeout: float | None) -> None:
+        """Do what an earlier life of the service had begun; where this one ends first, the next goes on."""
+        try:
+            self.node.drain_pool(self.pool(name), timeout=timeout)
+            self._drop_drained(name)
+        except (Unavailable, NotFound):  # closed with the service, or removed
+            return
+        except Exception as error:  # noqa: BLE001 - nobody waits for it; a pool that failed tells so in `check`
+            _log.error("pool.drain.failed", pool=name, error=repr(error), exc_info=error)
 
     def remove(self, name: str, *, force: bool) -> None:
         """Close, destroy and forget a pool; raises InvalidRequest while it has leases, unless `force`."""

@@ -216,8 +216,7 @@ class Embedded:
         return released
 
     def drain(self, name: str, *, timeout: float | None) -> None:
-        self._node.open_pool(name, share_memory=False).drain(timeout=timeout)
-        self._node.mark_drained(name)
+        self._node.drain_pool(self._node.open_pool(name, share_memory=False), timeout=timeout)
 
     def roll(self, name: str, *, timeout: float | None) -> None:
         with self._kept(name) as pool:

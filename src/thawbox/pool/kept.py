@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from thawbox.sandbox.parking import CloneParking
 from thawbox.sandbox.templates import find_template, remove_template
 
 _KIND = "pool"
+_DRAIN = "drain"
+"""Pools that are being drained, and when what is leased is ended (seconds since the epoch; none: at its own end)."""
 
 
 def create_pool(context: Context, spec: PoolSpec) -> PoolSpec:
@@ -45,7 +48,8 @@ def open_pool(context: Context, name: str, *, share_memory: bool = True) -> Pool
     With `share_memory` the golden snapshot's memory is loaded once and shared by clones, copy on write, where the
     engine can: worth it for a pool that is kept, not for one acquire.
 
-    Raises NotFound, also when it was drained, and Unavailable while another process keeps it.
+    Where a drain was begun it gives nothing out: `drain_pool` goes on with it. Raises NotFound, also when it was
+    drained, and Unavailable while another process keeps it.
     """
     spec = find_pool(context, name)
     if spec.drained:
@@ -60,15 +64,38 @@ def open_pool(context: Context, name: str, *, share_memory: bool = True) -> Pool
     )  # fmt: skip
     with ExitStack() as undo:
         undo.callback(pool.close)
+        if name in drains(context):
+            pool.refuse("is draining")
         pool.start()
         undo.pop_all()
     return pool
 
 
-def mark_drained(context: Context, name: str) -> None:
-    """Remember that a pool is to stay empty."""
-    spec = replace(find_pool(context, name), drained=True)
-    context.journal.write_entry(_KIND, name, msgspec.json.encode(spec))
+def drain_pool(context: Context, pool: Pool, *, until: float | None, check: Callable[[], None]) -> None:
+    """Drain an open pool for good: it stays known, empty. Leases are ended at `until` (seconds since the epoch).
+
+    That it is to be empty is remembered first: whoever opens it after a crash goes on with it, or after `check` raised
+    (as `Pool.drain` asks it), until `forget_drain`.
+    """
+    find_pool(context, pool.name)
+    context.journal.write_entry(_DRAIN, pool.name, msgspec.json.encode(until))
+    pool.drain(timeout=None if until is None else max(0.0, until - context.now()), check=check)
+    spec = replace(find_pool(context, pool.name), drained=True)
+    context.journal.write_entry(_KIND, pool.name, msgspec.json.encode(spec))
+    context.journal.remove_entry(_DRAIN, pool.name)
+
+
+def forget_drain(context: Context, name: str) -> None:
+    """Whoever opens this pool next does not go on draining it."""
+    context.journal.remove_entry(_DRAIN, name)
+
+
+def drains(context: Context) -> dict[str, float | None]:
+    """The pools whose drain has begun and not ended, and until when."""
+    return {
+        name: msgspec.json.decode(content, type=float | None)
+        for name, content in context.journal.entries(_DRAIN).items()
+    }
 
 
 def remove_pool(context: Context, name: str, *, force: bool = False) -> None:
@@ -85,6 +112,7 @@ def remove_pool(context: Context, name: str, *, force: bool = False) -> None:
             )
         for clone in (*found.parked, *found.leased, *found.rest):
             parking.destroy(clone)
+        context.journal.remove_entry(_DRAIN, name)  # first: it is not to be said of the next pool of that name
         context.journal.remove_entry(_KIND, name)
         _lock_of(context, name).unlink()  # held by us alone: whoever waits for it makes a new one, and finds no pool
 
