@@ -222,7 +222,9 @@ class Node:
         """
         from thawbox.pool import kept
 
-        kept.drain_pool(self.context, pool, until=None if timeout is None else self.context.now() + timeout, check=check)
+        kept.drain_pool(
+            self.context, pool, until=None if timeout is None else self.context.now() + timeout, check=check
+        )
 
     def forget_drain(self, name: str) -> None:
         """Have a pool whose drain was given up open as any other."""
