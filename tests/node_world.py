@@ -52,12 +52,14 @@ class NodeWorld(Nodes):
         self.ended: list[str] = []
         self._made = 0
 
-    async def add(self, name: str, *, machine: str | None = "", region: str = "a", url: str | None = None) -> None:
+    async def add(
+        self, name: str, *, machine: str | None = "", region: str = "a", url: str | None = None, lasts: float = 3600
+    ) -> None:
         """A node whose lease lasts longer than any test; `machine` None: its lease does not say."""
         if machine is not None:
             self.clones.setdefault(name, {})
             self.goldens.setdefault(name, {})
-        lease = Hold(self.kube, f"node-{name}", name, seconds=3600, clock=lambda: 0.0, now=lambda: 0.0)
+        lease = Hold(self.kube, f"node-{name}", name, seconds=lasts, clock=lambda: 0.0, now=lambda: 0.0)
         notes = {URL: f"http://{name}" if url is None else url}
         if machine is not None:
             notes[MACHINE] = machine or json.dumps(COMPAT)

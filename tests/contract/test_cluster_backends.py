@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import yaml
 from gke_world import GKE_KINDS, POD, UUID, Gke, condition
 from kube.server import Server
 from thawbox.cluster.backends import Backend, flip_readiness
-from thawbox.cluster.capture import HeldElsewhere, ensure_golden, is_ready, superseded
+from thawbox.cluster.capture import HeldElsewhere, Holds, ensure_golden, is_ready, superseded
 from thawbox.cluster.crds import READINESS_GATE, STATE_LABEL, crds
 from thawbox.cluster.facts import Reason
 from thawbox.cluster.gke import PS_NAME, GkeBackend, snapshot_name
@@ -74,8 +75,11 @@ def run(server: Server, act: Callable[[Any], Awaitable[Any]], **gke: Any) -> Any
     return asyncio.run(asyncio.wait_for(whole(), 90))
 
 
-async def captured(bench: Any, holder: str = "one") -> Json:
-    return await ensure_golden(bench.kube, "golden", lambda _: bench.backend, holder=holder, now=lambda: 1e9)
+async def captured(bench: Any, holder: str = "one", *, holds: Holds | None = None) -> Json:
+    return await ensure_golden(
+        bench.kube, "golden", lambda _: bench.backend,
+        holder=holder, holds=holds or Holds(time.monotonic), now=lambda: 1e9,
+    )  # fmt: skip
 
 
 async def placed(bench: Any) -> Json:
@@ -124,10 +128,24 @@ def test_a_dead_capturers_hold_ends_and_its_late_result_is_dropped(server: Serve
                 return await bench.backend.capture(template)
 
         late = asyncio.create_task(
-            ensure_golden(bench.kube, "golden", lambda _: Slow(), holder="slow", now=lambda: 0.0)  # type: ignore[arg-type,return-value]
+            ensure_golden(
+                bench.kube,
+                "golden",
+                lambda _: Slow(),  # type: ignore[arg-type,return-value]
+                holder="slow",
+                holds=Holds(time.monotonic),
+                now=lambda: 0.0,
+            )
         )
         await begun.wait()
-        assert is_ready(await captured(bench, "next"))  # by whose clock the hold has ended long ago
+        clock = [1000.0]
+        holds = Holds(lambda: clock[0])
+        for passed in (0, 719):
+            clock[0] += passed
+            with pytest.raises(HeldElsewhere):  # though it has ended long ago by the wall clock of who asks
+                await captured(bench, "next", holds=holds)
+        clock[0] += 2
+        assert is_ready(await captured(bench, "next", holds=holds))
         await bench.kube.delete(SNAPSHOTS, UUID)
         go.set()
         with pytest.raises(HeldElsewhere, match="dropped"):

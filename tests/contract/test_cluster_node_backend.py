@@ -17,7 +17,7 @@ import pytest
 
 from cluster_home import LEASE_SECONDS, NAMESPACE, Cluster, a_cluster
 from thawbox.cluster.backends import Golden, NodeBackend, flip_readiness
-from thawbox.cluster.capture import HeldElsewhere, ensure_golden, is_ready
+from thawbox.cluster.capture import HeldElsewhere, Holds, ensure_golden, is_ready
 from thawbox.cluster.crds import CLAIM_NAME, READINESS_GATE, SANDBOX, STATE_LABEL
 from thawbox.cluster.fencing import HAND_OVER_SECONDS
 from thawbox.cluster.kube import CLAIMS, PODS, POOLS, TEMPLATES, Kube, connected
@@ -72,7 +72,8 @@ class Bench:
 
     async def captured(self, holder: str = "one", by: Any = None) -> Json:
         return await ensure_golden(
-            self.kube, "golden", lambda _: by or self.backend, holder=holder, now=lambda: 1e9
+            self.kube, "golden", lambda _: by or self.backend,
+            holder=holder, holds=Holds(asyncio.get_running_loop().time), now=lambda: 1e9,
         )  # fmt: skip
 
     async def pod(self, wanted: str) -> Json:

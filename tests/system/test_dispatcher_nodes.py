@@ -18,9 +18,9 @@ from thawbox.cluster.binding import Binding
 from thawbox.cluster.crds import POOL_LABEL, STATE_LABEL, crds
 from thawbox.cluster.dispatcher import Dispatcher, Options, dispatching
 from thawbox.cluster.facts import Refusal
-from thawbox.cluster.kube import CLAIMS, DEFINITIONS, PODS, POOLS, TEMPLATES, Kube, connected
+from thawbox.cluster.kube import CLAIMS, DEFINITIONS, LEASES, PODS, POOLS, TEMPLATES, Kube, connected
 from thawbox.cluster.reconcile import Reconciler, ReconcilerEnded, reconciling
-from thawbox.cluster.recovery import Recovery
+from thawbox.cluster.recovery import FORGET_SECONDS, Recovery
 from thawbox.cluster.state import State
 from thawbox.errors import EngineError
 
@@ -98,11 +98,13 @@ async def until(dispatcher: Dispatcher, name: str, come: Callable[[Json], bool])
 
 
 @asynccontextmanager
-async def running_recovery(world: World) -> AsyncGenerator[tuple[State, Recovery]]:
+async def running_recovery(
+    world: World, clock: Callable[[], float] = lambda: 0.0
+) -> AsyncGenerator[tuple[State, Recovery]]:
     """What a dispatcher knows once it has listed, and its recovery, which looks when it is told to."""
     try:
         async with asyncio.TaskGroup() as tasks:
-            state = State(world.kube, clock=lambda: 0.0)
+            state = State(world.kube, clock=clock)
             backend = NodeBackend(world.kube, world.nodes, state)
             binding = Binding(world.kube, state, lambda _: backend, tasks)
             await state.run(tasks)
@@ -336,5 +338,27 @@ def test_a_claim_that_insists_on_a_region_without_nodes_is_refused_before_any_po
         await world.kube.create(CLAIMS, {"metadata": {"name": "near"}, "spec": {**wish, "region": "b"}})
         line, claims = dispatcher.binding.line("web"), dispatcher.state.claims
         assert await claims.wait(lambda: "near" in line.waiting, timeout=PATIENCE)
+
+    run(server, act)
+
+
+# --- nodes that never come back ---------------------------------------------------------------------------------
+
+
+def test_the_lease_of_a_node_that_is_lost_for_long_goes_and_that_of_one_that_lives_stays(server: Server) -> None:
+    async def act(world: World) -> None:
+        clock = [1000.0]
+        await world.nodes.add("gone", lasts=15)
+        await world.nodes.add("n1", lasts=100_000)
+        async with running_recovery(world, lambda: clock[0]) as (state, recovery):
+            for passed, left in ((100, {"gone", "n1"}), (FORGET_SECONDS, {"n1"})):
+                clock[0] += passed
+                await recovery.lose_silent()
+                await recovery.forget_gone()
+                leases = (await world.kube.list(LEASES))["items"]
+                assert {one["spec"]["holderIdentity"] for one in leases} == left
+                assert set(state.fleet.nodes()) == {"n1"}
+            await world.nodes.add("gone", lasts=15)  # the machine comes back after all
+            assert await state.leases.wait(lambda: "gone" in state.fleet, timeout=PATIENCE)
 
     run(server, act)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from thawbox.cluster.backends import Backend, Golden, golden_name
 from thawbox.cluster.crds import Json
 from thawbox.cluster.kube import TEMPLATES, Conflict, Kube
-from thawbox.cluster.times import condition, read, with_condition, written
+from thawbox.cluster.times import condition, with_condition, written
 from thawbox.errors import NotFound, ThawboxError, Unavailable
 
 MARGIN = 1.2
@@ -21,6 +21,24 @@ class HeldElsewhere(Unavailable):
     code = "unavailable.capture"
 
 
+class Holds:
+    """Holds of others as one watcher sees them, by its own monotonic clock; it trusts no other machine's (`holding`).
+
+    One has run out when it has not changed for as long as it lasts.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._seen: dict[str, tuple[Json, float]] = {}
+
+    def has_run_out(self, template: str, hold: Json, *, seconds: float) -> bool:
+        seen, since = self._seen.get(template, ({}, 0.0))
+        if seen != hold:
+            self._seen[template] = hold, self._clock()
+            return False
+        return self._clock() - since > seconds
+
+
 def is_ready(template: Json) -> bool:
     """Whether a template has the golden snapshot of its present version."""
     status = template.get("status", {})
@@ -29,8 +47,9 @@ def is_ready(template: Json) -> bool:
 
 
 async def ensure_golden(
-    kube: Kube, name: str, backend_of: Callable[[Json], Backend], *, holder: str, now: Callable[[], float]
-) -> Json:
+    kube: Kube, name: str, backend_of: Callable[[Json], Backend], *,
+    holder: str, holds: Holds, now: Callable[[], float],
+) -> Json:  # fmt: skip
     """The template, with a golden snapshot of its present version; made here unless somebody else is at it.
 
     Raises HeldElsewhere, NotFound, and what the capture raised (written into the status, too).
@@ -38,11 +57,13 @@ async def ensure_golden(
     template = await kube.get(TEMPLATES, name)
     if is_ready(template):
         return template
-    capture = template.get("status", {}).get("capture")
-    if capture and capture["holder"] != holder and read(capture["until"]) > now():
-        raise HeldElsewhere(f"{capture['holder']} captures the template {name} until {capture['until']}")
     seconds = float(template["spec"]["captureSeconds"])
-    mine = {"holder": holder, "until": written(now() + MARGIN * seconds)}
+    capture = template.get("status", {}).get("capture")
+    if capture and capture["holder"] != holder:
+        lasts = float(capture.get("seconds", MARGIN * seconds))
+        if not holds.has_run_out(name, capture, seconds=lasts):
+            raise HeldElsewhere(f"{capture['holder']} captures the template {name} until {capture['until']}")
+    mine = {"holder": holder, "seconds": MARGIN * seconds, "until": written(now() + MARGIN * seconds)}
     try:
         template = await kube.patch(
             TEMPLATES, name, {"status": {"phase": "Capturing", "capture": mine}},
@@ -107,4 +128,4 @@ def superseded(template: Json) -> list[Json]:
     return [one for one in history[:-kept] if one["id"] != status.get("snapshot")]
 
 
-__all__ = ["HeldElsewhere", "NotFound", "ensure_golden", "is_ready", "superseded"]
+__all__ = ["HeldElsewhere", "Holds", "NotFound", "ensure_golden", "is_ready", "superseded"]

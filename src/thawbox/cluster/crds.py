@@ -118,7 +118,9 @@ def _template() -> Json:
         },
         about="What clones are made from.",
     )  # fmt: skip
-    capture = _object({"holder": _TEXT, "until": {**_TEXT, "format": "date-time"}}, required=("holder", "until"))
+    capture = _object(
+        {"holder": _TEXT, "seconds": _SECONDS, "until": {**_TEXT, "format": "date-time"}}, required=("holder", "until")
+    )
     golden = _object({"id": _TEXT, "node": _TEXT, "at": {**_TEXT, "format": "date-time"}}, required=("id",))
     status: Json = {
         "phase": {**_TEXT, "enum": ["Pending", "Capturing", "Ready", "Failed"]}, "snapshot": _TEXT, "url": _TEXT,

@@ -72,6 +72,7 @@ class Dispatcher:
                 self._keeping.look()
                 with contextlib.suppress(Conflict, NotFound, Unavailable):  # the next look has newer facts
                     await self._scaling.look()
+                    await self._recovery.forget_gone()
             await asyncio.sleep(self.options.look_every)
 
     async def _leads(self) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import Future
 from typing import Any
 
-from thawbox.cluster.capture import HeldElsewhere, ensure_golden, superseded
+from thawbox.cluster.capture import HeldElsewhere, Holds, ensure_golden, superseded
 from thawbox.cluster.crds import GROUP, VERSION, Json
 from thawbox.cluster.dispatcher import Dispatcher
 from thawbox.cluster.kube import TEMPLATES
@@ -28,6 +29,7 @@ class Reconciler:
         self.dispatcher = dispatcher
         self._nodes = nodes
         self._now = now
+        self._holds = Holds(time.monotonic)
         self._loop = asyncio.get_running_loop()
 
     async def template(self, name: str) -> None:
@@ -35,8 +37,9 @@ class Reconciler:
         dispatcher = self.dispatcher
         await dispatcher.ready.wait()
         template = await ensure_golden(
-            dispatcher.kube, name, dispatcher.backend_of, holder=dispatcher.options.identity, now=self._now
-        )
+            dispatcher.kube, name, dispatcher.backend_of,
+            holder=dispatcher.options.identity, holds=self._holds, now=self._now,
+        )  # fmt: skip
         old = superseded(template)
         for one in old:
             for url in set(dispatcher.state.urls.values()) - {""}:

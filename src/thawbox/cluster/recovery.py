@@ -22,11 +22,12 @@ from thawbox.cluster.facts import Reason, Refusal
 from thawbox.cluster.kube import CLAIMS, LEASES, PODS, Conflict, Kube
 from thawbox.cluster.state import BROKEN, EMPTY, LEASED, State, is_there, leased_by, notes_of
 from thawbox.cluster.times import condition, read, with_condition, written
-from thawbox.errors import EngineError, NotFound, ThawboxError, Unavailable
+from thawbox.errors import EngineError, NotFound, ThawboxError, Unavailable, Unsupported
 
 RECOVER_SECONDS = 120.0
 KUBELET_SECONDS = 5.0
 """How long a kubelet is given to end the old pod of a claim: where it is dead too, the fence is all there is."""
+FORGET_SECONDS = 3600.0
 RETRY_SECONDS = 1.0
 """After a recovery failed, until the claim is brought back in another pod."""
 _log = structlog.get_logger()
@@ -46,6 +47,8 @@ class Recovery:
         self._tasks = tasks
         self._now = now
         self._at_work: set[str] = set()
+        self._kept: set[str] = set()
+        """Leases that the API server does not let us remove."""
 
     async def lose_silent(self) -> None:
         """Take out the nodes whose leases have run out; every dispatcher does so for itself."""
@@ -61,6 +64,19 @@ class Recovery:
             if lease in self._state.silent():
                 self._state.lose(node)
             _log.warning("node.lost" if node in self._state.lost else "node.late", node=node)
+
+    async def forget_gone(self) -> None:
+        """Remove the leases of nodes that have been lost for long: whoever scales down says no goodbye."""
+        for lease, version in self._state.gone(FORGET_SECONDS).items():
+            if lease in self._kept:
+                continue
+            try:
+                await self._kube.delete(LEASES, lease, version=version)
+            except Unsupported as refused:  # by the RBAC of an older deploy/: it is only untidy
+                self._kept.add(lease)
+                _log.warning("lease.kept", lease=lease, why=refused.cause)
+            else:
+                self._state.leases.forget(lease)
 
     def look(self) -> None:
         """Begin to recover every claim that is bound to a lost node or pod, or was being recovered."""

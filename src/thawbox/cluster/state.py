@@ -157,6 +157,14 @@ class State:
                 found[name] = node
         return found
 
+    def gone(self, seconds: float) -> dict[str, str]:
+        """Leases of lost nodes that have been silent for so long by our clock, and the versions that we know."""
+        since = self.clock() - seconds
+        return {
+            name: lease["metadata"]["resourceVersion"] for name, lease in self.leases.objects.items()
+            if (node := lease["spec"].get("holderIdentity")) in self.lost and self._heard[node][1] < since
+        }  # fmt: skip
+
     def hear_anew(self) -> None:
         """We could hear nobody: what was silent meanwhile is given its lease's time once more."""
         now = self.clock()
