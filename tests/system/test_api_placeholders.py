@@ -7,12 +7,14 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
 
 from placeholders import Placeholder, a_placeholder
 from serving import TINY, Serving, made, problem
+from thawbox.config import load_settings
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -90,3 +92,31 @@ def test_a_service_that_begins_after_the_time_freezes_before_it_answers(serving:
     root = serving.start().client()
     assert state_in(root, leased) == "frozen"
     assert tell(root, time.monotonic() + 1000) == [leased.uid]
+
+
+def sent_of(root: httpx.Client) -> set[str]:
+    """Ids of the node's snapshots that a store has too."""
+    return {one["id"] for one in root.get("/v1/snapshots?label=made-by=node-agent").json()["snapshots"]}
+
+
+def test_of_what_is_sent_to_a_store_the_newest_stay_here_and_none_when_the_pod_is_emptied(
+    serving: Serving, leased: Placeholder, tmp_path: Path
+) -> None:
+    root, keep = serving.client(), {"url": f"file://{tmp_path}"}
+    made_of = [made(root.post(f"/v1/placeholders/{leased.uid}/checkpoint", json=keep))["id"]
+               for _ in range(load_settings().max_chain_length + 1)]  # fmt: skip
+    assert sent_of(root) == set(made_of[-2:])  # the last but one is whole: nothing older is needed
+    made(root.delete(f"/v1/placeholders/{leased.uid}"), 204)
+    assert sent_of(root) == set()
+    with a_placeholder("pod-2") as other:
+        wish = {"pid": other.pid, "pod": other.uid, "snapshot": made_of[-1], "recover": True, **keep}
+        assert made(root.post("/v1/placeholders", json=wish))["state"] == "running"
+        assert sent_of(root) == set(made_of[-2:])
+        made(root.delete(f"/v1/placeholders/{other.uid}"), 204)
+    assert sent_of(root) == set()
+
+
+def test_a_snapshot_that_was_sent_nowhere_stays(root: httpx.Client, leased: Placeholder) -> None:
+    only = made(root.post(f"/v1/placeholders/{leased.uid}/checkpoint", json={}))["id"]
+    made(root.delete(f"/v1/placeholders/{leased.uid}"), 204)
+    made(root.delete(f"/v1/snapshots/{only}"), 200)

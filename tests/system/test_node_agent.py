@@ -49,10 +49,10 @@ def _held(pod: str, sandbox: str, snapshot: str, state: str) -> Json:
 class Service(Nodes):
     """What `thawbox serve` answers an agent. `slow` are pods whose placing or checkpoint does not end before `go`."""
 
-    held: dict[str, Json] = field(default_factory=dict)
-    slow: set[str] = field(default_factory=set)
+    held: dict[str, Json] = field(default_factory=dict[str, Json])
+    slow: set[str] = field(default_factory=set[str])
     go: asyncio.Event = field(default_factory=asyncio.Event)
-    under_way: list[str] = field(default_factory=list)
+    under_way: list[str] = field(default_factory=list[str])
 
     async def tell_lease(self, url: str, *, until: float) -> list[str]:
         return []

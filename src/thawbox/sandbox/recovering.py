@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -108,8 +109,11 @@ def end_hanging(context: Context, sandbox: SandboxId, *, keeper: int, why: str) 
 # What there is to recover from
 
 
-def made_of(context: Context, sandbox: SandboxId) -> list[Made]:
-    """Every readable snapshot of a sandbox, in any order. One that is somebody else's golden image is not its own."""
+def made_of(context: Context, sandbox: SandboxId, *, automatic: Mapping[str, str] = AUTOMATIC) -> list[Made]:
+    """Every readable snapshot of a sandbox, in any order. One that is somebody else's golden image is not its own.
+
+    Those with these labels alone are whoever's asks: he made them by himself.
+    """
     found: list[Made] = []
     for stored in context.store.records():
         try:
@@ -118,7 +122,7 @@ def made_of(context: Context, sandbox: SandboxId) -> list[Made]:
             continue
         if body.sandbox == sandbox:
             labels = dict(stored.facts.labels)
-            is_automatic = labels == AUTOMATIC
+            is_automatic = labels == automatic
             is_kept = not is_automatic or stored.facts.pinned or bool(stored.facts.names)
             at = stored.manifest.created_at
             found.append(Made(stored.id, at, stored.manifest.parent, is_automatic, is_kept))

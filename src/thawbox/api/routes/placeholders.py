@@ -23,9 +23,12 @@ from thawbox.model import Phase, SnapshotId, Spec, checked_name
 from thawbox.sandbox import Context, Sandbox
 from thawbox.sandbox.checkpointing import Wish
 from thawbox.sandbox.placing import (
+    SENT,
     all_placed,
-    empty_placeholder,
+    drop_sent,
+    end_in_placeholder,
     let_run,
+    mark_sent,
     park_in_placeholder,
     pod_of,
     recover_in_placeholder,
@@ -89,10 +92,11 @@ def router(service: Service) -> APIRouter:
         def act() -> shown.PlacedIn:
             begun = time.perf_counter()
             snapshot = SnapshotId(wish.snapshot)
-            _bring(here(), snapshot, wish.url)
+            pulled = _bring(here(), snapshot, wish.url)
             with pods.alone(pod):
                 if wish.recover:
                     service.fence.check_open()
+                    mark_sent(here(), pulled, of=snapshot)
                     sandbox = recover_in_placeholder(here(), snapshot, pid=wish.pid, pod=pod)
                 else:
                     with service.fence.parking(pod):
@@ -123,10 +127,16 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/{pod}/checkpoint", status_code=201)
     async def checkpoint(pod: Reference, keep: Keep, _: Admin) -> Answer[shown.Sent]:
-        """A snapshot of what is in a placeholder, sent to `url`, and there when this answers."""
+        """A snapshot of what is in a placeholder, sent to `url`, and there when this answers.
+
+        Older ones that were sent go from the node.
+        """
 
         def act() -> shown.Sent:
-            made = _alive(here(), pod).begin_checkpoint(Wish()).wait()  # the fence waits for no more than the dump
+            sandbox = _alive(here(), pod)
+            wish = Wish(labels=SENT if keep.url else {})
+            made = sandbox.begin_checkpoint(wish).wait()  # the fence waits for no more than the dump
+            drop_sent(here(), sandbox.id)
             _send(here(), made.id, keep.url)
             return {"id": made.id, "url": keep.url}
 
@@ -134,12 +144,12 @@ def router(service: Service) -> APIRouter:
 
     @routes.delete("/{pod}", status_code=204)
     async def empty(pod: Reference, _: Admin) -> None:
-        """Destroy what a placeholder holds; one that holds nothing is as wanted."""
+        """Destroy what a placeholder holds, and its snapshots that were sent; one that holds nothing is as wanted."""
         name = checked_name(pod, "pod")
 
         def act() -> None:
             with pods.alone(name):
-                empty_placeholder(here(), name)
+                end_in_placeholder(here(), name)
 
         await slowly(act)
 
@@ -193,7 +203,8 @@ def _alive(context: Context, pod: str) -> Sandbox:
     return sandbox
 
 
-def _bring(context: Context, snapshot: SnapshotId, url: str) -> None:
+def _bring(context: Context, snapshot: SnapshotId, url: str) -> tuple[SnapshotId, ...]:
+    """See to it that a snapshot is here; returns those of its chain that were not."""
     from thawbox.store.backends import open_backend
     from thawbox.store.pull import pull
 
@@ -202,7 +213,8 @@ def _bring(context: Context, snapshot: SnapshotId, url: str) -> None:
     except SnapshotNotFound:
         if not url:
             raise
-        pull(context.store, [open_backend(url)], snapshot)
+        return pull(context.store, [open_backend(url)], snapshot).snapshots
+    return ()
 
 
 def _send(context: Context, snapshot: SnapshotId, url: str) -> None:
