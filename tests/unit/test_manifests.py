@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,36 @@ def test_the_dispatcher_shows_what_the_nodes_were_given_and_has_no_key_of_theirs
     assert (url.partition(":")[0], serve["readinessProbe"]["httpGet"]["scheme"]) == ("https", "HTTPS")
     assert not {"node-token", "node-tls"} & {one["name"] for one in agent["volumeMounts"]}
     assert "add" not in agent["securityContext"]["capabilities"]
+
+
+def test_clones_reach_the_outside_and_the_names_and_no_address_of_the_cluster() -> None:
+    policy = next(one for one in objects("NetworkPolicy") if one["metadata"]["name"] == "thawbox-clones")["spec"]
+    assert "Egress" in policy["policyTypes"]
+    world, names = policy["egress"]
+    (block,) = (one["ipBlock"] for one in world["to"])
+    barred = [ip_network(one) for one in block["except"]]
+    inside = ("10.96.0.1", "10.128.0.7", "172.18.0.2", "192.168.1.1", "169.254.169.254", "100.64.3.4")
+    assert [one for one in inside if not any(ip_address(one) in each for each in barred)] == []
+    assert not any(ip_address(one) in each for one in ("8.8.8.8", "151.101.1.1") for each in barred)
+    assert {(one["port"], one["protocol"]) for one in names["ports"]} == {(53, "UDP"), (53, "TCP")}
+    assert all("podSelector" in one for one in names["to"])
+
+
+def test_the_base_can_be_applied_before_our_kinds_are_there() -> None:
+    ours = {one["spec"]["names"]["kind"] for one in crds()}
+    assert [one["kind"] for name, one in DOCUMENTS if name.startswith("base/") and one["kind"] in ours] == []
+    assert {one["kind"] for name, one in DOCUMENTS if name.startswith("overlays/generic/")} >= {"Template", "Pool"}
+
+
+def test_a_node_has_one_region_in_its_labels_and_in_its_agent() -> None:
+    settings = DeploySettings(region="here")
+    files = render(settings)
+    labels = yaml.safe_load(files["overlays/kind/cluster.yaml"])["nodes"][1]["labels"]
+    agent = next(
+        one for one in yaml.safe_load_all(files["base/node.yaml"]) if one["metadata"]["name"] == "thawbox-node"
+    )
+    command = agent["spec"]["template"]["spec"]["containers"][1]["command"]
+    assert labels["topology.kubernetes.io/region"] == command[command.index("--region") + 1] == "here"
 
 
 def test_the_golden_pod_is_annotated_and_ready_only_when_it_may_be_checkpointed() -> None:

@@ -92,7 +92,7 @@ def dispatch_command(
 @click.option("--node", required=True, help="This node's name in Kubernetes.")
 @click.option("--url", required=True, help="Where the dispatcher reaches this node's `thawbox serve`.")
 @click.option("--service", default="", metavar="URL", help="Where the agent reaches it; default: its own socket.")
-@click.option("--region", default="", help="The node's topology.kubernetes.io/region.")
+@click.option("--region", default="", help="The node's region, as claims name it.")
 @click.option("--node-token-file", default="", metavar="FILE", help="The service's admin token; its socket needs none.")
 @click.option("--lease-seconds", default=15.0, show_default=True, help="Silence after which this node counts as lost.")
 @click.option("--look-every", default=1.0, show_default=True, help="Seconds between looks at the clones.")

@@ -12,6 +12,8 @@ ON_CRIU_NODES: Json = {
     "nodeSelector": {CRIU_LABEL: "true"},
     "tolerations": [{"key": CRIU_LABEL, "operator": "Exists", "effect": "NoSchedule"}],
 }
+PRIVATE = ("10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16")
+"""Addresses that are nobody's outside (RFC 1918, 6598, 3927): clusters have their nodes, services and pods there."""
 CLOSED = {
     "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
     "seccompProfile": {"type": "RuntimeDefault"}, "runAsNonRoot": True, "runAsUser": 65532,
@@ -279,8 +281,17 @@ def bootstrap(settings: DeploySettings) -> Json:
 
 
 def policies(settings: DeploySettings) -> list[Json]:
-    """Nothing reaches a clone, the dispatcher or a golden pod that has no business there."""
-    world = [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}}]
+    """Nothing reaches a clone, the dispatcher or a golden pod that has no business there, and clones, whose programs
+    nobody vouches for, reach the outside and the cluster's names: no API server, no kubelet, no node's service.
+    """
+    world = {"to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": list(PRIVATE)}}]}
+    names = {
+        "to": [{
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+            "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+        }],
+        "ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}],
+    }  # fmt: skip
     dispatcher = {"matchLabels": {"app.kubernetes.io/name": "thawbox-dispatcher"}}
     clones = {"matchExpressions": [{"key": POOL_LABEL, "operator": "Exists"}]}
     callers = [{"namespaceSelector": {"matchLabels": {f"{GROUP}/callers": "true"}}}]
@@ -295,7 +306,7 @@ def policies(settings: DeploySettings) -> list[Json]:
         manifest("networking.k8s.io/v1", "NetworkPolicy", metadata("thawbox-clones", settings), spec={
             "podSelector": clones, "policyTypes": ["Ingress", "Egress"],
             "ingress": [{"from": callers}],
-            "egress": [{"to": world}],
+            "egress": [world, names],
         }),
     ]  # fmt: skip
 

@@ -31,7 +31,7 @@ def render(settings: DeploySettings) -> dict[str, str]:
         "overlays/generic/runtime-class.yaml": _documents([parts.runtime_class()]),
         "overlays/generic/golden-agent.yaml": _documents(agent),
         "overlays/kind/golden-agent.yaml": _documents(agent),
-        "overlays/kind/cluster.yaml": _documents([_kind_cluster()]),
+        "overlays/kind/cluster.yaml": _documents([_kind_cluster(settings)]),
         "nodepools/gke.sh": gke_node_pools(settings),
         "nodepools/kubeadm.yaml": _documents(kubeadm_nodes(settings)),
         "settings.yaml": settings_page(settings),
@@ -88,7 +88,7 @@ def _one_replica() -> Json:
     return {"target": {"kind": "Deployment", "name": "thawbox-dispatcher"}, "patch": patch}
 
 
-def _kind_cluster() -> Json:
+def _kind_cluster(settings: DeploySettings) -> Json:
     """What `kind create cluster --config` is given: one worker whose clones wait in placeholders."""
-    worker = {"role": "worker", "labels": {parts.CRIU_LABEL: "true", "topology.kubernetes.io/region": "local"}}
+    worker = {"role": "worker", "labels": {parts.CRIU_LABEL: "true", "topology.kubernetes.io/region": settings.region}}
     return {"kind": "Cluster", "apiVersion": "kind.x-k8s.io/v1alpha4", "nodes": [{"role": "control-plane"}, worker]}

@@ -28,7 +28,7 @@ class DeploySettings:
     golden_replicas: int = field(default=1, metadata={"doc": "golden pods kept running for captures"})
     golden_port: int = field(default=8000, metadata={"doc": "where the golden agent answers"})
     store: str = field(default="gs://my-snapshots/golden", metadata={"doc": "where snapshots are pushed to"})
-    region: str = field(default="us-central1", metadata={"doc": "region of the cluster; nodes' own labels come first"})
+    region: str = field(default="us-central1", metadata={"doc": "region of the cluster's nodes, as claims name it"})
     dispatcher_replicas: int = field(default=2, metadata={"doc": "any number may dispatch; one of them leads"})
     node_home: str = field(default="/var/lib/thawbox", metadata={"doc": "THAWBOX_HOME on the nodes: a real disk"})
     node_port: int = field(default=7070, metadata={"doc": "the node service's port, on the node's own address"})
