@@ -20,7 +20,7 @@ from websockets.typing import Origin
 
 from certificates import Authority
 from cli_process import Cli
-from serving import NOT_AT_ALL, SLEEP, TINY, Serving, as_nobody, made, problem, token
+from serving import NOT_AT_ALL, SLEEP, TINY, Listener, Serving, as_nobody, made, problem, token
 from thawbox.api.access import is_open, scope_of
 from thawbox.api.app import create_app, routes_of
 from thawbox.api.service import Service
@@ -221,6 +221,27 @@ def test_a_lease_is_renewed_and_released_by_whom_it_was_given_to(root: httpx.Cli
     made(mine.delete(f"/v1/claims/{claim}"), 204)
     made(root.delete(f"/v1/pools/{name}", params={"force": "true"}), 204)
     made(root.delete(f"/v1/templates/{name}"), 204)
+
+
+def test_the_snapshots_that_supervision_takes_count_for_whoever_made_the_sandbox(
+    root: httpx.Client, serving: Serving
+) -> None:
+    name = f"watched-{uuid.uuid4().hex[:6]}"
+    limited = token(root, name, "use", snapshot_bytes=1)
+    client = serving.client(url=serving.url, token=limited)
+    listener = Listener(serving.client(), kinds="snapshot.")
+    ticking = ["sh", "-c", "while :; do date +%s%N >/tmp/now; sleep 0.05; done"]
+    made(client.post("/v1/sandboxes", json={"spec": {"command": ticking, "name": name}}))
+    wish = {"checkpoint_every": 0.2, "keep": 1000}
+    made(client.put(f"/v1/sandboxes/{name}/supervision", json=wish), 200)
+    told = listener.wait_for("snapshot.refused", name)
+    assert "bytes of snapshots" in told.content["why"]
+    taken = made(root.get("/v1/snapshots", params={"sandbox": name}), 200)["snapshots"]
+    owners = {one["name"]: one["id"] for one in made(root.get("/v1/tokens"), 200)["tokens"]}
+    assert [one["owner"] for one in taken] == [owners[name]]
+    problem(client.post(f"/v1/sandboxes/{name}/checkpoint"), 429, "unavailable.limit")
+    made(client.delete(f"/v1/sandboxes/{name}", params={"force": "true"}), 204)
+    made(client.delete(f"/v1/snapshots/{taken[0]['id']}"), 200)
 
 
 def test_no_token_has_more_than_its_limits(root: httpx.Client, serving: Serving) -> None:

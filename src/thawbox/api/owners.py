@@ -17,7 +17,7 @@ from thawbox.api.book import Book
 from thawbox.api.tokens import NO_LIMITS, Caller, Scope
 from thawbox.errors import Forbidden, InvalidSpec, LimitReached, LockTimeout, SnapshotNotFound
 from thawbox.lifecycle import ALIVE
-from thawbox.model import SnapshotId
+from thawbox.model import SandboxId, SnapshotId
 from thawbox.sandbox import Context
 
 _GONE = frozenset({"sandbox.removed", "snapshot.removed"})
@@ -46,6 +46,14 @@ class Owners:
         if caller.token_id:
             with self._book.change() as sql:
                 sql.execute("INSERT OR REPLACE INTO owners VALUES (?, ?, ?)", (identity, kind, caller.token_id))
+
+    def inherit(self, snapshot: SnapshotId, sandbox: SandboxId) -> None:
+        """A snapshot that nobody asked for belongs to whoever made its sandbox."""
+        with self._book.change() as sql:
+            sql.execute(
+                "INSERT OR REPLACE INTO owners SELECT ?, 'snapshot', token FROM owners WHERE id = ?",
+                (snapshot, sandbox),
+            )
 
     def hear(self, kind: str, told: Mapping[str, Any]) -> None:
         """What is gone is nobody's: one of the node's events."""

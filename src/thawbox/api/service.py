@@ -30,8 +30,8 @@ from thawbox.api.owners import Owners
 from thawbox.api.tokens import Caller, Tokens
 from thawbox.api.watch import Watch, subject
 from thawbox.audit import Audit
-from thawbox.errors import Busy, Cancelled, LockTimeout, NotFound, SandboxNotFound, Unavailable
-from thawbox.model import Restart, SandboxId
+from thawbox.errors import Busy, Cancelled, LimitReached, LockTimeout, NotFound, SandboxNotFound, Unavailable
+from thawbox.model import Restart, SandboxId, SnapshotId
 from thawbox.node import Node
 from thawbox.pool import Pool, PoolSpec
 from thawbox.restart_plan import Policy, policy_of
@@ -69,6 +69,7 @@ class Service:
         """Set when the service stops: streams end by it."""
         self.awaited = Awaited()
         self.crowd = Crowd()
+        self._over_limit: set[SandboxId] = set()
 
     def __enter__(self) -> Self:
         context = self.node.context
@@ -86,7 +87,7 @@ class Service:
             period, telemetry = self.node.settings.verify_every, self.observing.telemetry
             self.recheck = undo.enter_context(Recheck(context.store, period=period, telemetry=telemetry))
             undo.enter_context(self.node.mirroring())
-            self.supervisor = undo.enter_context(Supervisor(context, tell=self._hear))
+            self.supervisor = undo.enter_context(Supervisor(context, tell=self._hear, allow=self._check_limit))
             self.fence = undo.enter_context(Fence(context))
             drains = self.node.drains()
             draining = undo.enter_context(ThreadPoolExecutor(max(1, len(drains)), "thawbox-drain"))
@@ -160,11 +161,29 @@ class Service:
     def _hear(self, event: Event) -> None:
         figures = {key: one for key, one in event.details.items() if isinstance(one, (int, float))}
         self.observing.telemetry.happened(event.what, sandbox=event.sandbox, **figures)
+        if event.what == "checkpoint.complete" and not event.details["skipped"]:
+            with contextlib.suppress(OSError, LockTimeout):  # it is nobody's then, as after a kill
+                self.owners.inherit(SnapshotId(str(event.details["snapshot"])), event.sandbox)
         kind = _RECOVERIES.get(event.what)
         if kind is not None:
             with contextlib.suppress(OSError, LockTimeout):  # our own disk: the watch's next look tells
                 self.watch.look_at(event.sandbox)
             self.events.emit(kind, subject("sandbox", event.sandbox, event.name), **event.details)
+
+    def _check_limit(self, sandbox: SandboxId) -> None:
+        """Raise LimitReached where whoever made the sandbox may have no more snapshots; that is told once."""
+        owner = self.owners.of(sandbox)
+        caller = self.tokens.caller_of(owner) if owner is not None else None
+        try:
+            if caller is not None:
+                self.owners.check_snapshots(caller)
+        except LimitReached as error:
+            if sandbox not in self._over_limit:
+                self._over_limit.add(sandbox)
+                name = self.context.journal.find(sandbox).name
+                self.events.emit("snapshot.refused", subject("sandbox", sandbox, name), why=error.cause)
+            raise
+        self._over_limit.discard(sandbox)
 
     # --- sandboxes and snapshots -----------------------------------------------------------------------------------
 

@@ -144,6 +144,11 @@ class Tokens:
                 return token
         raise NotFound(f"there is no token {reference[:80]!r} on this node", remediation="see `thawbox token ls`")
 
+    def caller_of(self, identity: str) -> Caller | None:
+        """Who comes with the token of this id; None where it was removed."""
+        found = _decoded(self._book.rows("SELECT content FROM tokens WHERE id = ?", identity))
+        return next((_caller(token) for token in found), None)
+
     def remove(self, reference: str) -> Token:
         """Let a token open nothing from now on; raises NotFound."""
         token = self.find(reference)
@@ -161,8 +166,7 @@ class Tokens:
         is_right = hmac.compare_digest(_digest(match[2] if match else ""), expected)
         if not match or not found or not is_right or self._is_over(found[0]):
             raise Unauthenticated("the token opens nothing here: it is unknown, expired or was removed")
-        token = found[0]
-        return Caller(token.id, token.name, scope_named(token.scope), token.limits)
+        return _caller(found[0])
 
     def _is_over(self, token: Token) -> bool:
         return token.expires_at is not None and token.expires_at <= self._now()
@@ -178,6 +182,10 @@ def read_secret(path: Path) -> str:
         remedy = "put one token of 32 to 512 printable characters into it: `openssl rand -hex 32` makes one"
         raise InvalidRequest(f"{path} does not hold a token that is safe to use", remediation=remedy)
     return secret
+
+
+def _caller(token: Token) -> Caller:
+    return Caller(token.id, token.name, scope_named(token.scope), token.limits)
 
 
 def _decoded(rows: list[tuple[str]]) -> list[Token]:

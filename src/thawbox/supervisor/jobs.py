@@ -54,6 +54,14 @@ Tell = Callable[[Event], None]
 """Hears of every event, in whatever thread it happens; must return soon and not raise."""
 
 
+Allow = Callable[[SandboxId], None]
+"""Raises a ThawboxError where no further snapshot of the sandbox may be made."""
+
+
+def anything(_: SandboxId) -> None:
+    """Nobody's snapshots are counted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recovery:
     """What is to be recovered. `noticed_at` is seconds since the epoch.
@@ -196,7 +204,9 @@ class Checkpointed:
     failure: str = ""
 
 
-def checkpoint(context: Context, sandbox: SandboxId, policy: Policy, tell: Tell, *, why: str) -> Checkpointed:
+def checkpoint(
+    context: Context, sandbox: SandboxId, policy: Policy, tell: Tell, *, why: str, allow: Allow = anything
+) -> Checkpointed:  # fmt: skip
     """Take a snapshot if anything changed, and remove those of ours that are out of date."""
     try:
         record = context.journal.find(sandbox)
@@ -205,6 +215,7 @@ def checkpoint(context: Context, sandbox: SandboxId, policy: Policy, tell: Tell,
     if record.phase not in ALIVE:
         return Checkpointed(None, f"{record.name} is {record.phase.value}")
     try:
+        allow(sandbox)
         made = Sandbox(context, record).checkpoint(skip_if_clean=True)
         was_skipped = made.report is not None and made.report.skipped
         for key, value in () if was_skipped else AUTOMATIC.items():  # not with the wish: one that is there is not ours
@@ -218,13 +229,17 @@ def checkpoint(context: Context, sandbox: SandboxId, policy: Policy, tell: Tell,
     return Checkpointed(made.id)
 
 
-def first_checkpoint(context: Context, sandbox: SandboxId, policy: Policy, tell: Tell) -> Checkpointed:
+def first_checkpoint(
+    context: Context, sandbox: SandboxId, policy: Policy, tell: Tell, *, allow: Allow = anything
+) -> Checkpointed:  # fmt: skip
     """Make sure that there is something to recover from."""
     try:
         there = usable_snapshots(context, context.journal.find(sandbox))
     except (SandboxNotFound, OSError) as error:
         return Checkpointed(None, str(error))
-    return Checkpointed(there[0]) if there else checkpoint(context, sandbox, policy, tell, why="first")
+    return Checkpointed(there[0]) if there else checkpoint(
+        context, sandbox, policy, tell, why="first", allow=allow
+    )  # fmt: skip
 
 
 def _remove_outdated(context: Context, sandbox: SandboxId, policy: Policy) -> None:

@@ -68,8 +68,9 @@ def _nobody(_: Event) -> None:
 
 
 def ask_for_supervision(
-    context: Context, sandbox: Sandbox, policy: Policy | None = None, *, tell: Tell = _nobody
-) -> Policy:
+    context: Context, sandbox: Sandbox, policy: Policy | None = None, *, tell: Tell = _nobody,
+    allow: jobs.Allow = jobs.anything,
+) -> Policy:  # fmt: skip
     """Note for whoever supervises the node, now or later, that a sandbox is to be watched; returns its policy.
 
     When this returns there is a snapshot to recover from. Raises as `Supervisor.supervise` does.
@@ -79,7 +80,7 @@ def ask_for_supervision(
         raise InvalidRequest(f"{sandbox.name} asks for no supervision", remediation="give a restart policy")
     check_policy(chosen)
     if chosen.restart is not Restart.NO and sandbox.state in ALIVE:
-        made = jobs.first_checkpoint(context, sandbox.id, chosen, tell)
+        made = jobs.first_checkpoint(context, sandbox.id, chosen, tell, allow=allow)
         if made.snapshot is None:
             raise DumpFailed(f"{sandbox.name} cannot be supervised: {made.failure}")
     remember_supervised(context, sandbox.id, Supervised(chosen))
@@ -90,12 +91,16 @@ class Supervisor:
     """Watches over sandboxes of one node while it is open; a context manager. At most one for a node at a time.
 
     Sandboxes that were supervised before, and those whose spec asks for it, are watched from the start. Closing lets
-    them run on unwatched; the next supervisor goes on. `tell` hears of every event.
+    them run on unwatched; the next supervisor goes on. `tell` hears of every event; `allow` is asked before each
+    snapshot.
     """
 
-    def __init__(self, context: Context, *, tell: Tell = _nobody) -> None:
+    def __init__(self, context: Context, *, tell: Tell = _nobody, allow: jobs.Allow = jobs.anything) -> None:
         self._context = context
         self._tell = tell
+        self._checkpoint = partial(jobs.checkpoint, allow=allow)
+        self._first_checkpoint = partial(jobs.first_checkpoint, allow=allow)
+        self._allow = allow
         self._watches: dict[SandboxId, Watch] = {}
         self._sources: dict[int, Callable[[], None]] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -147,7 +152,7 @@ class Supervisor:
         Raises InvalidRequest for a policy that cannot be followed or when there is none, DumpFailed for a sandbox that
         cannot be checkpointed.
         """
-        chosen = ask_for_supervision(self._context, sandbox, policy, tell=self._tell)
+        chosen = ask_for_supervision(self._context, sandbox, policy, tell=self._tell, allow=self._allow)
         self._call(partial(self._adopt, sandbox.id, chosen))
 
     def forget(self, sandbox: Sandbox) -> None:
@@ -171,7 +176,7 @@ class Supervisor:
         `timeout` seconds. What failed is told as ever."""
         wanted = [one for one in self.statuses() if one.state is State.WATCHING and one.policy.checkpoint_on_drain]
         making = [
-            self._errands.submit(jobs.checkpoint, self._context, one.sandbox, one.policy, self._tell, why="drain")
+            self._errands.submit(self._checkpoint, self._context, one.sandbox, one.policy, self._tell, why="drain")
             for one in wanted
         ]
         return not wait(making, timeout).not_done
@@ -468,9 +473,9 @@ class Supervisor:
         every = watch.policy.checkpoint_every
         watch.checkpoint_at = time.monotonic() + every if every else NEVER
         job = (
-            partial(jobs.checkpoint, self._context, watch.id, watch.policy, self._tell, why=watch.why_checkpoint)
+            partial(self._checkpoint, self._context, watch.id, watch.policy, self._tell, why=watch.why_checkpoint)
             if watch.has_first
-            else partial(jobs.first_checkpoint, self._context, watch.id, watch.policy, self._tell)
+            else partial(self._first_checkpoint, self._context, watch.id, watch.policy, self._tell)
         )
         watch.why_checkpoint = "periodic"
         self._hand_out(self._errands, job, watch, partial(self._end_checkpoint, watch))

@@ -411,6 +411,7 @@ def _living(service: Service, routes: APIRouter) -> None:
 
         def act(progress: Progress) -> shapes.Supervision:
             progress.check()
+            service.owners.check_snapshots(caller)
             with service.changing(ref) as sandbox:
                 service.supervisor.supervise(sandbox, _policy_of(wish))
             service.watch.look()
