@@ -502,6 +502,25 @@ def test_what_is_forgotten_or_removed_is_not_brought_back(
     assert "recover.started" not in heard.kinds()
 
 
+def test_with_a_sandbox_go_the_snapshots_that_nobody_but_the_supervisor_made(
+    node: Node, mortal: Sandbox, ask: Ask, supervisor: Supervisor
+) -> None:
+    supervisor.supervise(mortal, PATIENT)
+    (ours,) = node.snapshots()
+    ask(mortal, "grow")
+    delta = mortal.checkpoint(name="mine")
+    assert delta.stored.manifest.parent == ours.id
+    supervisor.supervise(mortal, replace(PATIENT, checkpoint_on_drain=True))
+    ask(mortal, "grow")
+    assert supervisor.checkpoint_before_drain(timeout=60)
+    assert len(node.snapshots()) == 3
+    mortal.remove(force=True)
+    supervisor.refresh()
+    supervisor.close()
+    assert {snapshot.id for snapshot in node.snapshots()} == {ours.id, delta.id}, "not what the named one needs"
+    assert node.context.journal.entries("supervised") == {}
+
+
 def test_a_frozen_sandbox_is_not_taken_for_a_hanging_one(
     mortal: Sandbox, ask: Ask, supervisor: Supervisor, heard: Heard
 ) -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from thawbox.errors import InvalidTransition, LockTimeout, SandboxNotFound, ThawboxError
 from thawbox.lifecycle import ALIVE
@@ -23,6 +23,7 @@ from thawbox.sandbox.recovering import (
     attempts_of,
     end_hanging,
     find_death,
+    forget_supervised,
     made_of,
     present_snapshot,
     remember_attempt,
@@ -245,10 +246,21 @@ def first_checkpoint(
 def _remove_outdated(context: Context, sandbox: SandboxId, policy: Policy) -> None:
     with contextlib.suppress(ThawboxError, OSError):
         present = context.journal.find(sandbox).parent_snapshot
-        for snapshot in outdated(made_of(context, sandbox), policy, present):
-            # somebody holds it, reads it, or has made something of it: then it stays for the next time
-            with contextlib.suppress(ThawboxError, OSError):
-                context.store.remove(snapshot)
+        _remove(context, outdated(made_of(context, sandbox), policy, present))
+
+
+def clear(context: Context, sandbox: SandboxId, policy: Policy) -> None:
+    """Remove what was kept for a sandbox that was removed: our snapshots of it, and what was remembered of it."""
+    with contextlib.suppress(ThawboxError, OSError):  # what is not forgotten is cleared another time
+        _remove(context, outdated(made_of(context, sandbox), replace(policy, keep=0), None))
+        forget_supervised(context, sandbox)
+
+
+def _remove(context: Context, snapshots: Iterable[SnapshotId]) -> None:
+    for snapshot in snapshots:
+        # somebody holds it, reads it, or has made something of it: then it stays for the next time
+        with contextlib.suppress(ThawboxError, OSError):
+            context.store.remove(snapshot)
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,7 @@ class Supervisor:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ending = False
         self._errands_free = _ERRANDS
+        self._clearing: set[SandboxId] = set()
         self._failure: BaseException | None = None
         self._look_at = 0.0
         self._journal_seen: object = None
@@ -274,8 +275,8 @@ class Supervisor:
         """Bring the watches into agreement with the journal."""
         records = {record.id: record for record in self._context.journal.all()}
         known = all_supervised(self._context)
-        for sandbox in set(known) - set(records):
-            forget_supervised(self._context, sandbox)
+        for sandbox in set(known) - set(records) - self._clearing:
+            self._clear(sandbox, known[sandbox].policy)
         for sandbox in set(self._watches) - (set(known) & set(records)):
             self._drop(sandbox)
         for record in records.values():
@@ -285,6 +286,17 @@ class Supervisor:
                 remember_supervised(self._context, record.id, supervised)
             if supervised is not None:
                 self._look_at_one(record, supervised)
+
+    def _clear(self, sandbox: SandboxId, policy: Policy) -> None:
+        """Have another thread remove what was kept for a sandbox that is gone."""
+
+        def finish(finished: Future[None]) -> None:
+            self._clearing.discard(sandbox)
+            self._failure = self._failure or finished.exception()
+
+        self._clearing.add(sandbox)
+        job = self._errands.submit(jobs.clear, self._context, sandbox, policy)
+        job.add_done_callback(lambda finished: self._post(partial(finish, finished)))
 
     def _look_at_one(self, record: Record, supervised: Supervised) -> None:
         watch = self._watches.get(record.id)
