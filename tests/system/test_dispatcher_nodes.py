@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -80,11 +81,15 @@ async def a_world(server: Server) -> AsyncGenerator[World]:
         for one in crds():
             await kube.create(DEFINITIONS, one)
         nodes = NodeWorld(kube)
-        playing = asyncio.create_task(nodes.run())
-        stack.callback(playing.cancel)
+        stack.push_async_callback(end, asyncio.create_task(nodes.run()))
         yield World(server, kube, stack, nodes)
-        if playing.done():
-            playing.result()
+
+
+async def end(playing: asyncio.Task[None]) -> None:
+    """Cancel it, and raise what it ended with before."""
+    playing.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await playing
 
 
 async def until(dispatcher: Dispatcher, name: str, come: Callable[[Json], bool]) -> Json:
