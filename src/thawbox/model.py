@@ -105,8 +105,9 @@ class Spec:
     """What to run and within which limits. JSON-serialisable by msgspec; validated by `check_spec`.
 
     `memory` is bytes, `cpus` a number of cores, `pids` a number of tasks; None means no limit of our own.
-    `ready` is empty or one of `cmd:…`, `http://…`, `tcp:PORT`, `log:TEXT`, `guest`. `restart`, `health` and
-    `checkpoint_every` (seconds; 0: never) are what a supervisor goes by; without one they do nothing.
+    `ready` is empty or one of `cmd:…`, `http://…`, `tcp:PORT`, `log:TEXT`, `guest`. `restart`, `health`,
+    `checkpoint_every` (seconds; 0: never), `checkpoint_on_pressure`, `checkpoint_on_drain`, `keep` and `spare` are what
+    a supervisor goes by, as `restart_plan.Policy` says; without one they do nothing.
     `hooks` says who is told of checkpoints and restores: `guest` (programs that import thawbox.guest; `auto`: if there
     are any), `http://127.0.0.1:PORT`, `cmd:COMMAND` or `none`. `hook_timeout` is seconds for each call.
     """
@@ -130,6 +131,10 @@ class Spec:
     restart: Restart = Restart.NO
     health: Health | None = None
     checkpoint_every: float = 0.0
+    checkpoint_on_pressure: bool = False
+    checkpoint_on_drain: bool = False
+    keep: int = 3
+    spare: bool = False
     hooks: str = "auto"
     hook_timeout: float = 30.0
 
@@ -165,6 +170,8 @@ def check_spec(spec: Spec) -> Spec:
         check_health(spec.health)
     if not 0 <= spec.checkpoint_every < math.inf:
         raise InvalidSpec(f"checkpoint_every={spec.checkpoint_every} is not a number of seconds")
+    if not 1 <= spec.keep < 1_000_000:
+        raise InvalidSpec(f"keep={spec.keep} is not at least 1")
     return spec
 
 

@@ -58,9 +58,14 @@ def check_policy(policy: Policy) -> Policy:
 
 def policy_of(spec: Spec) -> Policy | None:
     """What a spec asks a supervisor for; None if nothing."""
-    if spec.restart is Restart.NO and not spec.checkpoint_every:
+    makes_checkpoints = spec.checkpoint_every or spec.checkpoint_on_pressure or spec.checkpoint_on_drain
+    if spec.restart is Restart.NO and not makes_checkpoints:
         return None
-    return Policy(restart=spec.restart, health=spec.health, checkpoint_every=spec.checkpoint_every)
+    return Policy(
+        restart=spec.restart, health=spec.health, checkpoint_every=spec.checkpoint_every,
+        checkpoint_on_pressure=spec.checkpoint_on_pressure, checkpoint_on_drain=spec.checkpoint_on_drain,
+        keep=spec.keep, spare=spec.spare,
+    )  # fmt: skip
 
 
 class Outcome(enum.Enum):

@@ -17,8 +17,9 @@ from full_disk import full_disk
 from hearing import Heard
 from thawbox.errors import InvalidRequest, LockTimeout, ThawboxError
 from thawbox.host.proc import children, command_name
-from thawbox.model import Health, Phase, Restart
+from thawbox.model import Health, Mount, Phase, Restart, Spec
 from thawbox.node import Node
+from thawbox.pool import PoolSpec
 from thawbox.restart_plan import Outcome, Policy
 from thawbox.sandbox import Sandbox, Snapshot
 from thawbox.sandbox.recovering import attempts_of, forget_supervised, recoveries_of
@@ -29,6 +30,7 @@ from traces import Traces
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(120)]
 
+WORKLOADS = Path(__file__).parents[1] / "workloads"
 Ask = Callable[..., dict[str, Any]]
 RunWorkload = Callable[..., Sandbox]
 HTTP = Health("http://127.0.0.1:8000/", interval=0.05, timeout=1.0, threshold=2)
@@ -454,6 +456,35 @@ def test_a_sandbox_whose_spec_asks_for_it_is_supervised_by_itself(
     os.kill(main_program(sandbox), signal.SIGKILL)
     heard.until("recover.complete")
     assert ask(sandbox) == kept
+
+
+def test_a_leased_clone_whose_template_asks_for_it_is_supervised_until_it_is_given_back(
+    node: Node, ask: Ask, supervisor: Supervisor, heard: Heard
+) -> None:
+    spec = Spec(
+        ("python3", "-B", "mortal.py"), workdir="/workloads", ready="tcp:8000", restart=Restart.ALWAYS,
+        mounts=(Mount(str(WORKLOADS), "/workloads", read_only=True),),
+    )  # fmt: skip
+    node.create_template("mortal", spec)
+    golden = {snapshot.id for snapshot in node.snapshots()}
+    node.create_pool(PoolSpec("p", "mortal", low=1, high=1, limit=2))
+    with node.open_pool("p") as pool, pool.acquire() as leased:
+        kept = ask(leased)
+        supervisor.refresh()
+        heard.until("supervise.watching", sandbox=leased.id)
+        assert heard.until("checkpoint.complete").details["why"] == "first"
+        assert [status.sandbox for status in supervisor.statuses()] == [leased.id], "what is parked is its pool's"
+        os.kill(main_program(leased), signal.SIGKILL)
+        heard.until("recover.complete", sandbox=leased.id)
+        assert ask(leased) == kept
+        (lease,) = pool._ledger._leases
+        assert leased.record.lease == lease
+    pool.close()
+    node.remove_pool("p", force=True)
+    supervisor.refresh()
+    assert supervisor.statuses() == []
+    supervisor.close()
+    assert {snapshot.id for snapshot in node.snapshots()} == golden
 
 
 def test_what_another_command_asks_for_is_done(

@@ -7,8 +7,13 @@ from pathlib import Path
 import pytest
 
 from thawbox.cli import spec_text
+from thawbox.cli.run import run_command
+from thawbox.cli.spec_options import spec_of
+from thawbox.cli.supervise import supervise_command
+from thawbox.cli.template import create_command
 from thawbox.errors import InvalidRequest, InvalidSpec
-from thawbox.model import Health, Mount, Net, Publish
+from thawbox.model import Health, Mount, Net, Publish, Restart
+from thawbox.restart_plan import Policy, policy_of
 
 
 @pytest.mark.parametrize(
@@ -89,6 +94,17 @@ def test_a_health_probe_is_read_with_what_is_given_beside_it() -> None:
     assert spec_text.read_health(given) == Health("cmd:true", interval=60, timeout=2, threshold=5)
     with pytest.raises(InvalidSpec, match="no --health"):
         spec_text.read_health({"health_interval": "1m"})
+
+
+def test_what_supervise_takes_is_taken_by_run_and_by_a_template_too() -> None:
+    supervise, *others = (
+        {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+        for command in (supervise_command, run_command, create_command)
+    )
+    for options in others:
+        assert supervise - options == {"--off"}
+    spec = spec_of({"keep": 5, "spare": True, "restart": "always", "checkpoint_on_drain": None}, ("true",), None)
+    assert policy_of(spec) == Policy(Restart.ALWAYS, keep=5, spare=True)
 
 
 def test_a_spec_file_takes_the_command_lines_short_forms(tmp_path: Path) -> None:

@@ -181,6 +181,9 @@ def test_a_spec_that_asks_for_nothing_has_no_policy() -> None:
     health = Health("tcp:80")
     assert policy_of(Spec(("true",), restart=Restart.ALWAYS, health=health)) == Policy(Restart.ALWAYS, health)
     assert policy_of(Spec(("true",), checkpoint_every=5)) == Policy(Restart.NO, checkpoint_every=5)
+    assert policy_of(Spec(("true",), checkpoint_on_drain=True)) == Policy(Restart.NO, checkpoint_on_drain=True)
+    whole = Spec(("true",), restart=Restart.ALWAYS, checkpoint_on_pressure=True, keep=5, spare=True)
+    assert policy_of(whole) == Policy(Restart.ALWAYS, checkpoint_on_pressure=True, keep=5, spare=True)
 
 
 @pytest.mark.parametrize(

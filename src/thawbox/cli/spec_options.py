@@ -88,6 +88,14 @@ _OPTIONS = (
     click.option(
         "--checkpoint-every", metavar="SPAN", help="How often `thawbox serve` checkpoints it. Default: never."
     ),
+    click.option(
+        "--checkpoint-on-pressure", is_flag=True, default=None, help="Also when it comes near its memory limit."
+    ),
+    click.option("--checkpoint-on-drain", is_flag=True, default=None, help="Also when `thawbox serve` stops."),
+    click.option("--keep", type=int, metavar="N", help="How many of those snapshots stay. Default: 3."),
+    click.option(
+        "--spare", is_flag=True, default=None, help="Hold the newest snapshot's memory ready, for fast recoveries."
+    ),
     click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label. Repeatable."),
     click.option(
         "--spec",

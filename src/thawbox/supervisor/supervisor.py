@@ -281,7 +281,8 @@ class Supervisor:
             self._drop(sandbox)
         for record in records.values():
             supervised = known.get(record.id)
-            if supervised is None and not record.owner and (policy := policy_of(record.spec)) is not None:
+            is_parked = bool(record.owner) and not record.lease  # its pool sees to it
+            if supervised is None and not is_parked and (policy := policy_of(record.spec)) is not None:
                 supervised = Supervised(policy)
                 remember_supervised(self._context, record.id, supervised)
             if supervised is not None:
