@@ -46,8 +46,12 @@ class NodeWorld(Nodes):
         """By node and pod's uid, as `GET /v1/placeholders` tells them."""
         self.goldens: dict[str, dict[str, str]] = {}
         """Golden snapshots by node and name."""
+        self.snapshots: dict[str, set[str]] = {}
+        """What each node has pulled."""
         self.refuse: dict[str, BaseException] = {}
         """What a node answers to the order to capture."""
+        self.emptied = asyncio.Event()
+        """Set when a node has lost its last golden snapshot."""
         self.away: set[str] = set()
         self.ended: list[str] = []
         self._made = 0
@@ -59,6 +63,7 @@ class NodeWorld(Nodes):
         if machine is not None:
             self.clones.setdefault(name, {})
             self.goldens.setdefault(name, {})
+            self.snapshots.setdefault(name, set())
         lease = Hold(self.kube, f"node-{name}", name, seconds=lasts, clock=lambda: 0.0, now=lambda: 0.0)
         notes = {URL: f"http://{name}" if url is None else url}
         if machine is not None:
@@ -128,7 +133,12 @@ class NodeWorld(Nodes):
         return {"id": kept[name], "url": to, "machine": COMPAT}
 
     async def drop_golden(self, url: str, name: str) -> None:
-        self._at(url, self.goldens).pop(name, None)
+        kept = self._at(url, self.goldens)
+        if kept.pop(name, None) and not kept:
+            self.emptied.set()
+
+    async def drop_snapshot(self, url: str, snapshot: str) -> None:
+        self._at(url, self.snapshots).discard(snapshot)
 
     def _at(self, url: str, of: dict[str, T]) -> T:
         name = url.removeprefix("http://")

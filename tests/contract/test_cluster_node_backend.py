@@ -19,9 +19,11 @@ from cluster_home import LEASE_SECONDS, NAMESPACE, Cluster, a_cluster
 from thawbox.cluster.backends import Golden, NodeBackend, flip_readiness
 from thawbox.cluster.capture import HeldElsewhere, Holds, ensure_golden, is_ready
 from thawbox.cluster.crds import CLAIM_NAME, READINESS_GATE, SANDBOX, STATE_LABEL
+from thawbox.cluster.dispatcher import Options, dispatching
 from thawbox.cluster.fencing import HAND_OVER_SECONDS
 from thawbox.cluster.kube import CLAIMS, PODS, POOLS, TEMPLATES, Kube, connected
 from thawbox.cluster.nodes import Nodes
+from thawbox.cluster.reconcile import reconciling
 from thawbox.cluster.state import LEASED, PARKED, State, state_of
 from thawbox.config import load_settings
 from thawbox.errors import NotFound, ThawboxError
@@ -245,5 +247,32 @@ def test_an_agent_that_is_told_to_stop_leaves_what_is_leased_running_for_the_nex
             await asyncio.sleep(0.1)
         assert told() - time.monotonic() < LEASE_SECONDS
         await bench.state_of(sandbox, "running")
+
+    run(cluster, ["python3", "/workloads/tiny.py"], act)
+
+
+def test_a_template_that_changes_is_captured_anew_and_nothing_is_left_of_the_old_snapshot(cluster: Cluster) -> None:
+    def kept() -> set[str]:
+        with Node(load_settings(home=cluster.nodes["n1"].home)) as node:
+            return set(node.context.store.catalog.ids())
+
+    async def act(bench: Bench) -> None:
+        templates = bench.state.templates
+
+        def is_kept_alone(generation: int) -> bool:
+            status = templates.objects.get("golden", {}).get("status", {})
+            return status.get("observedGeneration") == generation and len(status["history"]) == 1
+
+        await bench.kube.patch(TEMPLATES, "golden", {"spec": {"keep": 1}})
+        async with (
+            dispatching(bench.kube, bench.nodes, Options("one")) as dispatcher,
+            reconciling(dispatcher, server=cluster.server.url, now=time.time),
+        ):
+            assert await templates.wait(lambda: is_kept_alone(2), timeout=PATIENCE)
+            first = templates.objects["golden"]["status"]["snapshot"]
+            assert await asyncio.to_thread(kept) == {first}
+            await bench.kube.patch(TEMPLATES, "golden", {"spec": {"sandbox": {"environment": {"VERSION": "next"}}}})
+            assert await templates.wait(lambda: is_kept_alone(3), timeout=PATIENCE)
+            assert await asyncio.to_thread(kept) == {templates.objects["golden"]["status"]["snapshot"]}
 
     run(cluster, ["python3", "/workloads/tiny.py"], act)

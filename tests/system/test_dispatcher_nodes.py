@@ -242,7 +242,7 @@ async def uncaptured(world: World) -> Reconciler:
     """What captures and retires for a dispatcher that runs; there is a template, and it has no snapshot."""
     await world.kube.create(TEMPLATES, {"metadata": {"name": "golden"}, "spec": {"sandbox": {}, "keep": 1}})
     dispatcher = await world.dispatch()
-    return Reconciler(dispatcher, world.nodes, now=lambda: 0.0)
+    return Reconciler(dispatcher, now=lambda: 0.0)
 
 
 def test_a_node_without_an_agent_is_not_asked_to_capture(server: Server) -> None:
@@ -294,14 +294,16 @@ def test_a_dispatcher_ends_when_kopf_does(server: Server) -> None:
         dispatcher = await world.dispatch()
         with pytest.raises(ExceptionGroup) as ended, Server() as refusing:
             refusing.refuse_next = [401] * 1000
-            async with reconciling(dispatcher, world.nodes, server=refusing.url, now=lambda: 0.0):
+            async with reconciling(dispatcher, server=refusing.url, now=lambda: 0.0):
                 await asyncio.Event().wait()
         assert [type(one) for one in ended.value.exceptions] == [ReconcilerEnded]
 
     run(server, act)
 
 
-def test_kopf_has_a_template_captured_when_it_comes_and_when_it_changes(server: Server) -> None:
+def test_kopf_has_a_template_captured_when_it_comes_and_when_it_changes_and_nothing_is_left_when_it_goes(
+    server: Server,
+) -> None:
     async def act(world: World) -> None:
         await world.nodes.add("n1")
         dispatcher = await world.dispatch()
@@ -311,11 +313,16 @@ def test_kopf_has_a_template_captured_when_it_comes_and_when_it_changes(server: 
             status = templates.objects.get("golden", {}).get("status", {})
             return bool(status.get("phase") == "Ready" and status["observedGeneration"] == generation)
 
-        async with reconciling(dispatcher, world.nodes, server=server.url, now=lambda: 0.0):
+        async with reconciling(dispatcher, server=server.url, now=lambda: 0.0):
             await world.kube.create(TEMPLATES, {"metadata": {"name": "golden"}, "spec": {"sandbox": {}, "keep": 1}})
             assert await templates.wait(lambda: is_of(1), timeout=PATIENCE)
             await world.kube.patch(TEMPLATES, "golden", {"spec": {"sandbox": {"command": ["next"]}}})
             assert await templates.wait(lambda: is_of(2), timeout=PATIENCE)
+            assert len(world.nodes.goldens["n1"]) >= 1
+            world.nodes.emptied.clear()
+            await world.kube.delete(TEMPLATES, "golden")
+            await world.nodes.emptied.wait()
+            assert world.nodes.goldens == {"n1": {}}
 
     run(server, act)
 
@@ -365,5 +372,34 @@ def test_the_lease_of_a_node_that_is_lost_for_long_goes_and_that_of_one_that_liv
                 assert set(state.fleet.nodes()) == {"n1"}
             await world.nodes.add("gone", lasts=15)  # the machine comes back after all
             assert await state.leases.wait(lambda: "gone" in state.fleet, timeout=PATIENCE)
+
+    run(server, act)
+
+
+# --- retention --------------------------------------------------------------------------------------------------
+
+
+def test_a_superseded_golden_snapshot_goes_from_all_nodes_once_the_one_that_is_away_is_back(server: Server) -> None:
+    async def act(world: World) -> None:
+        await world.nodes.add("n1")
+        await world.nodes.add("n2")
+        reconciler = await uncaptured(world)
+        await reconciler.template("golden")
+        first = (await world.kube.get(TEMPLATES, "golden"))["status"]["snapshot"]
+        world.nodes.snapshots["n2"].add(first)  # pulled for its clones
+        await world.kube.patch(TEMPLATES, "golden", {"spec": {"sandbox": {"command": ["next"]}}})
+        world.nodes.away.add("n2")
+        await reconciler.template("golden")
+        status = (await world.kube.get(TEMPLATES, "golden"))["status"]
+        assert [one["id"] for one in status["history"]] == [first, status["snapshot"]]
+        assert list(world.nodes.goldens["n1"].values()) == [status["snapshot"]]
+        world.nodes.away.clear()
+        templates = reconciler.dispatcher.state.templates
+        assert await templates.wait(
+            lambda: len(templates.objects["golden"]["status"].get("history", [])) == 2, timeout=PATIENCE
+        )
+        await reconciler.retire_all()
+        history = (await world.kube.get(TEMPLATES, "golden"))["status"]["history"]
+        assert ([one["id"] for one in history], world.nodes.snapshots["n2"]) == ([status["snapshot"]], set())
 
     run(server, act)

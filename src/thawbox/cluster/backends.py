@@ -30,7 +30,7 @@ from thawbox.cluster.kube import PODS, Kube
 from thawbox.cluster.nodes import Nodes
 from thawbox.cluster.state import BROKEN, EMPTY, LEASED, PARKED, State, is_there, leased_by, notes_of, state_of
 from thawbox.cluster.times import condition, with_condition
-from thawbox.errors import EngineError, NotFound
+from thawbox.errors import EngineError, NotFound, ThawboxError
 
 PLACEHOLDER_IMAGE = "registry.k8s.io/pause:3.10"
 
@@ -65,6 +65,13 @@ class Backend(Protocol):
 
     async def capture(self, template: Json) -> Golden:
         """Boot the template and take its golden snapshot. Slow; once per version of a template, under a hold."""
+        ...
+
+    async def retire(self, golden: Json, /) -> None:
+        """Drop a golden snapshot, as a template's history names it, wherever it lies. May be asked twice.
+
+        Raises a ThawboxError where it could not be dropped everywhere: somebody is away, or still needs it.
+        """
         ...
 
     def placeholder(self, pool: Json, template: Json) -> Json:
@@ -195,6 +202,18 @@ class NodeBackend:
             self._failed[name] += 1
             raise
         return Golden(made["id"], made["url"], made["machine"])
+
+    async def retire(self, golden: Json, /) -> None:
+        """On the node that made it and on those that pulled it, lost ones included while their leases are there."""
+        failure: ThawboxError | None = None
+        for url in sorted(set(self._state.urls.values()) - {""}):
+            try:
+                await self._nodes.drop_golden(url, golden["node"])
+                await self._nodes.drop_snapshot(url, golden["id"])
+            except ThawboxError as error:
+                failure = error
+        if failure is not None:
+            raise failure
 
     def placeholder(self, pool: Json, template: Json) -> Json:
         parked = {

@@ -76,6 +76,9 @@ class GkeBackend:
         """Give up a snapshot that nobody needs."""
         await self._kube.delete(SNAPSHOTS, snapshot)
 
+    async def retire(self, golden: Json, /) -> None:
+        await self.drop(golden["id"])
+
     async def own(self, snapshot: str, claim: Json) -> None:
         """Have the API server drop a snapshot when the claim is gone that it was made for."""
         meta = claim["metadata"]

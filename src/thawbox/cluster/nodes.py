@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -104,6 +105,11 @@ class Nodes:
 
     async def drop_golden(self, url: str, name: str) -> None:
         await self._ask(url, "DELETE", f"/v1/placeholders/golden/{quote(name)}", timeout=60)
+
+    async def drop_snapshot(self, url: str, snapshot: str) -> None:
+        """Remove a snapshot that was pulled there; one that is not there is as wanted. Raises while it is needed."""
+        with contextlib.suppress(NotFound):
+            await self._ask(url, "DELETE", f"/v1/snapshots/{quote(snapshot)}", timeout=60)
 
     async def _ask(self, url: str, method: str, path: str, body: Json | None = None, *, timeout: float = 30) -> Json:
         import httpx

@@ -10,27 +10,34 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import Future
 from typing import Any
 
+import structlog
+
 from thawbox.cluster.capture import HeldElsewhere, Holds, ensure_golden, superseded
 from thawbox.cluster.crds import GROUP, VERSION, Json
 from thawbox.cluster.dispatcher import Dispatcher
-from thawbox.cluster.kube import TEMPLATES
-from thawbox.cluster.nodes import Nodes
+from thawbox.cluster.kube import TEMPLATES, Conflict
 from thawbox.errors import NotFound, ThawboxError, Unavailable
 
 RETRY_SECONDS = 10.0
+RETIRE_SECONDS = 300.0
+"""Until what could not be dropped is tried again."""
 STOP_SECONDS = 5.0
 """How long kopf may take to stop."""
+_log = structlog.get_logger()
 
 
 class Reconciler:
     """Carries out in the dispatcher's loop what kopf's thread orders."""
 
-    def __init__(self, dispatcher: Dispatcher, nodes: Nodes, *, now: Callable[[], float]) -> None:
+    def __init__(self, dispatcher: Dispatcher, *, now: Callable[[], float]) -> None:
         self.dispatcher = dispatcher
-        self._nodes = nodes
         self._now = now
         self._holds = Holds(time.monotonic)
         self._loop = asyncio.get_running_loop()
+        self._deleted: list[Json] = []
+        """Templates that were deleted, until nothing is left of their golden snapshots, or this process ends."""
+        self._bell = asyncio.Event()
+        dispatcher.state.templates.on_change(self._template_changed)
 
     async def template(self, name: str) -> None:
         """Capture a template if need be, then let go what retention does not keep."""
@@ -40,14 +47,53 @@ class Reconciler:
             dispatcher.kube, name, dispatcher.backend_of,
             holder=dispatcher.options.identity, holds=self._holds, now=self._now,
         )  # fmt: skip
-        old = superseded(template)
-        for one in old:
-            for url in set(dispatcher.state.urls.values()) - {""}:
-                with contextlib.suppress(ThawboxError):  # a node that is away drops it when it next looks
-                    await self._nodes.drop_golden(url, one["node"])
-        if old:
-            left = [one for one in template["status"]["history"] if one not in old]
-            await dispatcher.kube.patch(TEMPLATES, name, {"status": {"history": left}}, sub="status")
+        await self._retire(template)
+
+    async def keep_retiring(self) -> None:
+        """What could not be dropped is tried again, for ever: a node was away, or a leased clone needed it."""
+        await self.dispatcher.ready.wait()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._bell.wait(), RETIRE_SECONDS)
+            self._bell.clear()
+            await self.retire_all()
+
+    async def retire_all(self) -> None:
+        """Drop what no template keeps any more, where that can be done now."""
+        for template in list(self.dispatcher.state.templates.objects.values()):
+            await self._retire(template)
+        for template in list(self._deleted):
+            history = template.get("status", {}).get("history", [])
+            if len(await self._drop(template, history)) == len(history):
+                self._deleted.remove(template)
+
+    def _template_changed(self, _: str, now: Json, before: Json | None) -> None:
+        if before is not None and (not now or now["metadata"]["uid"] != before["metadata"]["uid"]):
+            self._deleted.append(before)
+            self._bell.set()
+
+    async def _retire(self, template: Json) -> None:
+        dropped = await self._drop(template, superseded(template))
+        if not dropped:
+            return
+        meta = template["metadata"]
+        left = [one for one in template["status"]["history"] if one not in dropped]
+        with contextlib.suppress(Conflict, NotFound):  # dropped once more then, which harms nobody
+            self.dispatcher.state.templates.seen(await self.dispatcher.kube.patch(
+                TEMPLATES, meta["name"], {"status": {"history": left}}, version=meta["resourceVersion"], sub="status"
+            ))  # fmt: skip
+
+    async def _drop(self, template: Json, goldens: list[Json]) -> list[Json]:
+        """Those of the golden snapshots that are nowhere any more."""
+        dropped: list[Json] = []
+        for one in goldens:
+            try:
+                await self.dispatcher.backend_of(template).retire(one)
+            except ThawboxError as error:
+                _log.info("retire.again", template=template["metadata"]["name"], snapshot=one["id"], why=error.cause)
+            else:
+                dropped.append(one)
+        return dropped
 
     def call(self, work: Awaitable[None]) -> Any:
         """Run it in the dispatcher's loop, from any thread, as an awaitable of the caller's loop."""
@@ -107,9 +153,7 @@ class ReconcilerEnded(Unavailable):
 
 
 @contextlib.asynccontextmanager
-async def reconciling(
-    dispatcher: Dispatcher, nodes: Nodes, *, server: str, now: Callable[[], float]
-) -> AsyncGenerator[None]:
+async def reconciling(dispatcher: Dispatcher, *, server: str, now: Callable[[], float]) -> AsyncGenerator[None]:
     """kopf in a thread and a loop of its own until the end of the block: it sets signal handlers where it can.
 
     Raises ReconcilerEnded in the block, in an ExceptionGroup, when kopf ends before.
@@ -117,7 +161,8 @@ async def reconciling(
     import kopf as untyped
 
     kopf: Any = untyped
-    handlers: Json = registry(Reconciler(dispatcher, nodes, now=now), server=server)
+    reconciler = Reconciler(dispatcher, now=now)
+    handlers: Json = registry(reconciler, server=server)
     stop, ended = threading.Event(), Future[None]()
     ended.set_running_or_notify_cancel()
     over = asyncio.wrap_future(ended)
@@ -145,9 +190,10 @@ async def reconciling(
     threading.Thread(target=run, name="thawbox-kopf", daemon=True).start()
     try:
         async with asyncio.TaskGroup() as tasks:
-            watching = tasks.create_task(watch())
+            own = [tasks.create_task(watch()), tasks.create_task(reconciler.keep_retiring())]
             yield
-            watching.cancel()
+            for task in own:
+                task.cancel()
     finally:
         stop.set()
         await asyncio.wait({over}, timeout=STOP_SECONDS)

@@ -57,7 +57,7 @@ async def dispatch(
         async with (
             connected(namespace=where.namespace, server=where.server, kubeconfig=where.kubeconfig) as kube,
             Nodes(token=node_token, ca=node_ca) as nodes, dispatching(kube, nodes, options) as dispatcher,
-            reconciling(dispatcher, nodes, server=where.server, now=time.time) if reconcile else no_kopf,
+            reconciling(dispatcher, server=where.server, now=time.time) if reconcile else no_kopf,
         ):  # fmt: skip
             app = create_app(dispatcher, token=token)
             server = uvicorn.Server(uvicorn.Config(

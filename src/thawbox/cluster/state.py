@@ -184,6 +184,7 @@ class State:
             return
         if not now:
             self._heard.pop(node, None)
+            self.urls.pop(node, None)
             self.lose(node)
             return
         renewed, notes = now["spec"].get("renewTime", ""), notes_of(now)
