@@ -213,6 +213,27 @@ def test_a_claim_whose_pod_is_deleted_comes_back_as_itself(cluster: Cluster, two
     assert told_by(cluster, after) == before
 
 
+def test_a_claim_of_a_node_whose_agent_alone_died_comes_back_on_the_other_and_runs_nowhere_else(
+    cluster: Cluster, two_nodes: dict[str, Any]
+) -> None:
+    url = two_nodes["dispatcher"].said["url"]
+    claim = ask(url, "/v1/claims", {**CLAIM, "checkpoint_every": 3600})
+    before, pod = told_by(cluster, claim), cluster.get("pods", claim["pod"])["metadata"]["uid"]
+    cluster.until(lambda: cluster.get("claims", claim["id"])["status"].get("snapshot"), "a replicated snapshot")
+    other = (set(NAMES) - {claim["node"]}).pop()
+    cluster.until(lambda: other in parked_nodes(cluster), "a clone parked on the other node")
+    node = cluster.nodes[claim["node"]]
+    node.processes.pop().kill()
+    try:
+        cluster.until(lambda: cluster.get("claims", claim["id"])["status"].get("recoveries") == 1, "the recovery")
+        assert pod not in cluster.placeholders
+        after = ask(url, f"/v1/claims/{claim['id']}")
+        assert (after["state"], after["node"], after["sandbox"]) == ("bound", other, claim["sandbox"])
+        assert told_by(cluster, after) == before
+    finally:
+        node.processes.append(cluster.agent(node))
+
+
 def test_a_claims_environment_is_given_to_its_clone_and_again_after_its_node_was_killed(
     cluster: Cluster, two_nodes: dict[str, Any], scratch: Path
 ) -> None:

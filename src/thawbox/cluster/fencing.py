@@ -47,9 +47,9 @@ class Fencing:
         )  # fmt: skip
         self._margin = seconds * MARGIN
         self._long = max(seconds, HAND_OVER_SECONDS)
-        self._most = time.monotonic() + self._long - self._margin
+        self._most: float = time.monotonic() + self._long - self._margin
         """The latest time that the service may have been told."""
-        self._told = 0.0
+        self._told: float = 0.0
         self._fenced: frozenset[str] = frozenset()
 
     async def begin(self, leased: Iterable[Json]) -> None:
