@@ -20,6 +20,7 @@ import structlog
 from thawbox.api.awaited import Awaited
 from thawbox.api.book import Book
 from thawbox.api.crowd import Crowd
+from thawbox.api.elsewhere import Elsewhere
 from thawbox.api.events import Events
 from thawbox.api.facts import Doctor, facts_of
 from thawbox.api.fence import Fence
@@ -89,14 +90,11 @@ class Service:
             undo.enter_context(self.node.mirroring())
             self.supervisor = undo.enter_context(Supervisor(context, tell=self._hear, allow=self._check_limit))
             self.fence = undo.enter_context(Fence(context))
-            drains = self.node.drains()
-            draining = undo.enter_context(ThreadPoolExecutor(max(1, len(drains)), "thawbox-drain"))
+            pools = self.node.pools()
+            self._draining = undo.enter_context(ThreadPoolExecutor(max(1, len(pools)), "thawbox-drain"))
             undo.callback(self._close_pools)
-            for spec in self.node.pools():
-                if not spec.drained:
-                    self.open(spec.name)
-                if spec.name in drains:
-                    draining.submit(self._go_on_draining, spec.name, drains[spec.name])
+            self._elsewhere = undo.enter_context(Elsewhere(self._take_up))
+            self._elsewhere.open_all([spec.name for spec in pools if not spec.drained])
             self.observing.metrics.include(
                 NodeMetrics(self.node, pools=self.pools, supervised=self.supervisor.statuses)
             )
@@ -157,6 +155,7 @@ class Service:
         self.supervisor.statuses()
         self.watch.check()
         self.fence.check()
+        self._elsewhere.check()
 
     def _hear(self, event: Event) -> None:
         figures = {key: one for key, one in event.details.items() if isinstance(one, (int, float))}
@@ -303,8 +302,15 @@ class Service:
             self.node.forget_drain(pool.name)
             self.open(pool.name)
 
+    def _take_up(self, name: str) -> None:
+        """Open a pool, and go on with what an earlier life of the service, or another process, had begun."""
+        self.open(name)
+        drains = self.node.drains()
+        if name in drains:
+            self._draining.submit(self._go_on_draining, name, drains[name])
+
     def _go_on_draining(self, name: str, timeout: float | None) -> None:
-        """Do what an earlier life of the service had begun; where this one ends first, the next goes on."""
+        """Where this one ends first, the next goes on."""
         try:
             self.node.drain_pool(self.pool(name), timeout=timeout)
             self._drop_drained(name)

@@ -47,6 +47,7 @@ DRAIN_SECONDS = 30.0
 _HANDSHAKE_SECONDS = 10.0
 _AFTER_DRAIN = 10.0
 """Seconds for pools and supervision to let go; a restore takes a tenth of one."""
+_LOOPBACK = "127.0.0.1"
 _FORCED = 1
 _log = structlog.get_logger()
 
@@ -56,9 +57,11 @@ class Listening:
     """Where the service answers beside its unix socket: `port` None is nowhere, 0 any that is free.
 
     `secret` opens everything, as the tokens of this home that are an admin's do.
+
+    `host` None is this machine's own loopback.
     """
 
-    host: str = "127.0.0.1"
+    host: str | None = None
     port: int | None = None
     certificate: Path | None = None
     key: Path | None = None
@@ -234,14 +237,17 @@ def _tls(listening: Listening) -> ssl.SSLContext | None:
 @contextlib.contextmanager
 def _listening_outside(listening: Listening) -> Generator[socket.socket | None]:
     if listening.port is None:
+        if listening.host is not None:
+            raise InvalidRequest(f"{listening.host} is an address without a port", remediation="give --port, too")
         yield None
         return
+    host = listening.host or _LOOPBACK
     try:
-        family, _, _, _, address = socket.getaddrinfo(listening.host, listening.port, type=socket.SOCK_STREAM)[0]
+        family, _, _, _, address = socket.getaddrinfo(host, listening.port, type=socket.SOCK_STREAM)[0]
         opened = socket.create_server(address[:2], family=family, backlog=BACKLOG)
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, GONE_SECONDS * 1000)  # of all it accepts
     except OSError as error:
-        where = f"{listening.host}:{listening.port}"
+        where = f"{host}:{listening.port}"
         raise InvalidRequest(f"cannot listen on {where}: {error.strerror or error}") from error
     with opened:
         yield opened

@@ -19,7 +19,7 @@ _LOOPBACK = ("127.", "::1", "localhost")
 
 
 @click.command("serve", short_help="Own the node, and answer for it over HTTP.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="With --port: the address to answer on.")
+@click.option("--host", help="With --port: the address to answer on. Default: 127.0.0.1.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Answer on TCP too, for tokens; 0: any port.")
 @click.option(
     "--token-file",
@@ -38,7 +38,7 @@ _LOOPBACK = ("127.", "::1", "localhost")
 )
 @json_option
 def serve_command(
-    *, host: str, port: int | None, token_file: Path | None, tls_cert: Path | None, tls_key: Path | None,
+    *, host: str | None, port: int | None, token_file: Path | None, tls_cert: Path | None, tls_key: Path | None,
     drain_timeout: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Keep every pool of this node filled, watch over its supervised sandboxes, and answer on a socket below
@@ -63,7 +63,7 @@ def serve_command(
             click.echo(f"serving on {where.socket}{f' and {where.url}' if where.url else ''}")
         sys.stdout.flush()
 
-    if not as_json and port is not None and tls_cert is None and not host.startswith(_LOOPBACK):
+    if not as_json and port is not None and tls_cert is None and host and not host.startswith(_LOOPBACK):
         click.echo(f"thawbox: tokens and all else travel readable to {host}: see --tls-cert", err=True)
     secret = read_secret(token_file) if token_file is not None else ""
     listening = Listening(host, port, tls_cert, tls_key, secret)
