@@ -15,6 +15,7 @@ import pytest
 
 from roads import on_both_roads
 from thawbox.errors import InvalidRequest, InvalidTransition
+from thawbox.host.cgroup_limits import _OPTIONAL, limit_writes
 from thawbox.model import Phase, Spec
 from thawbox.node import Node
 from thawbox.sandbox import Sandbox
@@ -78,10 +79,25 @@ def test_a_clone_of_a_clone_goes_on_from_where_that_was(workload: RunWorkload, a
     assert len({kept["memory"] for kept in seen}) == 4
 
 
-def test_clones_keep_the_limits_of_their_spec(node: Node) -> None:
-    original = node.run(Spec(("sleep", "infinity"), memory=64 << 20, pids=32))
-    clone = original.checkpoint().clone()
-    assert (clone.stats().memory_limit, clone.stats().pids_limit) == (64 << 20, 32)
+def test_clones_and_restores_keep_every_limit_of_their_spec(node: Node) -> None:
+    original = node.run(Spec(("sleep", "infinity"), memory=64 << 20, cpus=0.5, pids=32))
+    assert_limited(node, original, {"memory": 64 << 20, "cpu": 0.5, "pids": 32})
+    snapshot = original.checkpoint(stop=True)
+    for sandbox in (snapshot.clone(), snapshot.restore()[0]):
+        assert_limited(node, sandbox, {"memory": 64 << 20, "cpu": 0.5, "pids": 32})
+
+
+def assert_limited(node: Node, sandbox: Sandbox, limits: dict[str, float]) -> None:
+    """Fail unless the kernel holds these limits, as it was told them, for every process of the sandbox."""
+    cgroup = node.context.cgroup(sandbox.id)
+    groups = cgroup._limit_groups()
+    for name, limit in limits.items():
+        group = groups[name]
+        for file, text in dict(limit_writes(name, limit, version=group.version)).items():
+            if file not in _OPTIONAL or (group.path / file).exists():
+                assert (group.path / file).read_text().strip() == text, file
+        held = {int(pid) for procs in group.path.rglob("cgroup.procs") for pid in procs.read_text().split()}
+        assert cgroup.pids() <= held, name
 
 
 def test_a_clone_under_a_taken_name_is_refused_and_leaves_nothing(node: Node, unchanged: Unchanged) -> None:

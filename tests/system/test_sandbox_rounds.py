@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sysconfig
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,20 @@ from typing import Any
 import pytest
 
 from roads import on_both_roads
-from thawbox.host.init_client import ExecSession, Output
+from thawbox.host.init_client import Completed, ExecSession, Output
 from thawbox.host.init_wire import Terminal
 from thawbox.host.proc import wait_gone
 from thawbox.model import Mount, Phase, Spec
 from thawbox.node import Node
 from thawbox.sandbox import Sandbox
-from views import View, assert_same, seen_while_frozen
+from views import View, assert_same, host_pid, seen_while_frozen
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(600)]
 
 Ask = Callable[..., dict[str, Any]]
 Tree = dict[int, View]
 STOPPED = "cmd:cat /proc/[0-9]*/status | grep -q 'T (stopped)'"
+LISTENS, TIME_WAIT = "0A", "06"
 PACKAGES = sysconfig.get_path("purelib")
 
 
@@ -40,9 +42,14 @@ def kill(sandbox: Sandbox, *, politely: bool) -> None:
 
 
 def round_trip(
-    node: Node, sandbox: Sandbox, number: int, *, at_rest: dict[str, Any] | None = None
-) -> tuple[Tree, Tree]:
-    """One checkpoint → kill → restore, each of the ways in turn; what was seen of the tree before and after."""
+    node: Node, sandbox: Sandbox, number: int, *, at_rest: dict[str, Any] | None = None,
+    busy: Callable[[], bool] = lambda: False,
+) -> tuple[Tree, Tree]:  # fmt: skip
+    """One checkpoint → kill → restore, each of the ways in turn; what was seen of the tree before and after.
+
+    Nobody looks while it is `busy`.
+    """
+    wait_while(busy)
     before = seen_while_frozen(node, sandbox, at_rest=at_rest)
     if number % 3 == 2:
         sandbox.freeze()
@@ -51,7 +58,13 @@ def round_trip(
         kill(sandbox, politely=number % 3 == 2)
     snapshot.restore()
     assert sandbox.state is Phase.RUNNING
+    wait_while(busy)
     return before, seen_while_frozen(node, sandbox, at_rest=at_rest)
+
+
+def wait_while(busy: Callable[[], bool]) -> None:
+    while busy():
+        time.sleep(0.001)
 
 
 def rounds(
@@ -169,13 +182,36 @@ def test_a_server_of_several_processes_goes_on_through_8_rounds(
 
     last = both_workers()
     for number in range(8):
-        round_trip(node, sandbox, number)
+        seen = round_trip(node, sandbox, number, busy=lambda: has_connections(sandbox, port=8000))
+        assert_same(*seen, own_memory=False)
         now = both_workers()
         assert {nonce: answer["pid"] for nonce, answer in now.items()} == {
             nonce: answer["pid"] for nonce, answer in last.items()
         }
         assert all(now[nonce]["answered"] > last[nonce]["answered"] for nonce in last)
         last = now
+
+
+def has_connections(sandbox: Sandbox, *, port: int) -> bool:
+    """Whether the server has yet to close one; what waits for the end of its time alone is nobody's descriptor."""
+    rows = [line.split() for line in Path(f"/proc/{sandbox.record.keeper_pid}/net/tcp").read_text().splitlines()[1:]]
+    return any(row[1].endswith(f":{port:04X}") and row[3] not in (LISTENS, TIME_WAIT) for row in rows)
+
+
+HOLD = """
+rm -f /tmp/held; touch /tmp/hold
+until [ -s /tmp/held ] && [ "$(tail -n 1 /var/log/numbers)" = "$(cat /tmp/held)" ]; do sleep 0.01; done
+until [ "$(tail -n 1 /tmp/copy)" = "number $(cat /tmp/held)" ]; do sleep 0.01; done
+cat /tmp/held
+"""
+
+
+def hold_pipeline(sandbox: Sandbox) -> None:
+    """Have it stand still, with every number where it belongs."""
+    held = sandbox.run("sh", "-c", HOLD)
+    assert isinstance(held, Completed)
+    written = b" number " + held.stdout
+    wait_while(lambda: not b"".join(record.content for record in sandbox.logs()).endswith(written))
 
 
 def test_a_shell_pipeline_loses_and_repeats_nothing_in_8_rounds(node: Node, workload: Callable[..., Sandbox]) -> None:
@@ -187,7 +223,9 @@ def test_a_shell_pipeline_loses_and_repeats_nothing_in_8_rounds(node: Node, work
             if int(newest) > seen + 10:
                 break
         seen = int(newest)
-        round_trip(node, sandbox, number)
+        hold_pipeline(sandbox)
+        assert_same(*round_trip(node, sandbox, number))
+        sandbox.run("sh", "-c", "rm /tmp/hold; echo >/tmp/gate")
     for record in sandbox.logs(follow=True):
         if int(record.content.split()[-1]) > seen + 10:
             break
@@ -206,9 +244,18 @@ def test_a_terminal_session_is_the_same_session_after_8_rounds(node: Node) -> No
         answered_by_terminal(session, "stty -echo; nonce=$RANDOM$RANDOM; sleep 1000 & cd /tmp")
         begun = answered_by_terminal(session, "echo $nonce $$ $(tty) $(jobs -p) $PWD")
         assert len(begun.split()) == 5
+        bash = int(begun.split()[1])
         for number in range(8):
-            round_trip(node, sandbox, number)
+            grown = answered_by_terminal(session, "grown=$grown$RANDOM; cd $(mktemp -d); echo $grown $PWD")
+            assert_same(*round_trip(node, sandbox, number, busy=lambda: is_awake(node, sandbox, bash)))
+            assert answered_by_terminal(session, "echo $grown $PWD; cd /tmp") == grown
             assert answered_by_terminal(session, "echo $nonce $$ $(tty) $(jobs -p) $PWD") == begun
+
+
+def is_awake(node: Node, sandbox: Sandbox, inner: int) -> bool:
+    """Whether it does something: a shell that has answered waits for the next line alone."""
+    stat = Path(f"/proc/{host_pid(node, sandbox, inner)}/stat").read_text()
+    return stat.rpartition(")")[2].split()[0] != "S"
 
 
 def answered_by_terminal(session: ExecSession, line: str) -> str:
