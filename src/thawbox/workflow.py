@@ -18,7 +18,7 @@ from typing import Self
 
 import msgspec
 
-from thawbox.errors import EngineError, InvalidRequest, NotFound, SnapshotNotFound
+from thawbox.errors import DumpFailed, EngineError, HookFailed, InvalidRequest, NotFound, SnapshotNotFound
 from thawbox.host.files import locked, private_directory, write_durably
 from thawbox.host.init_client import ExecRefused, ExecSession, Interrupted, Output
 from thawbox.lifecycle import ALIVE
@@ -150,20 +150,24 @@ class Workflow:
     def step(self, name: str, *, kind: str = StepKind.KEY.value, roll_back: bool = False) -> Generator[None]:
         """The block does the step. When it succeeds, it is completed once this returns: the snapshot is durable.
 
-        `kind` is `key` or `routine`. When the block raises, nothing is recorded, with `roll_back` the sandbox goes back
-        to the last completed step, and the error goes on. Raises InvalidRequest for a step that is completed.
+        `kind` is `key` or `routine`. When the block raises or no snapshot can be taken, nothing is recorded, with
+        `roll_back` the sandbox goes back to the last completed step, and the error goes on. Raises InvalidRequest for a
+        step that is completed.
         """
         chosen = _kind_of(kind)
         check_names([*self.progress.names, name])
         try:
             yield
+            self._complete(name, chosen)
         except BaseException:
             if after_step(chosen, succeeded=False, roll_back=roll_back).roll_back:
                 self.roll_back()
             raise
-        take = after_step(chosen, succeeded=True, roll_back=roll_back).take
-        snapshot = self._checkpoint(self.sandbox, take, step=name)
-        done = Completed(name, chosen, snapshot, self._context.now())
+
+    def _complete(self, step: str, kind: StepKind) -> None:
+        take = after_step(kind, succeeded=True, roll_back=False).take
+        snapshot = self._checkpoint(self.sandbox, take, step=step)
+        done = Completed(step, kind, snapshot, self._context.now())
         self._write(replace(self.progress, steps=(*self.progress.steps, done)))
 
     def forget(self) -> None:
@@ -279,8 +283,8 @@ Show = Callable[[Output], None]
 def run_plan(workflow: Workflow, steps: Sequence[PlannedStep], *, say: Say, show: Show) -> None:
     """Carry out the steps that remain of a begun workflow, in order.
 
-    Raises StepFailed when a command fails as often as it may, InvalidRequest when the completed steps are not how the
-    plan begins.
+    Raises StepFailed when a command fails as often as it may; DumpFailed or HookFailed when, as often, no snapshot can
+    be taken of what it did; InvalidRequest when the completed steps are not how the plan begins.
     """
     left = set(remaining([step.name for step in steps], workflow.progress.names))
     for step in steps:
@@ -299,7 +303,7 @@ def _run_step(workflow: Workflow, step: PlannedStep, *, say: Say, show: Show) ->
         try:
             with workflow.step(step.name, kind=step.kind.value, roll_back=step.roll_back or has_another):
                 _run_command(workflow.sandbox, step, show=show)
-        except StepFailed:
+        except (StepFailed, DumpFailed, HookFailed):
             say(step.name, "failed")
             if not has_another:
                 raise

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from thawbox.errors import InvalidRequest, LockTimeout
+from thawbox.errors import HookFailed, InvalidRequest, LockTimeout
 from thawbox.host.init_client import Completed, Exited, Output
 from thawbox.model import Phase, SnapshotKind, Spec
 from thawbox.node import Node
 from thawbox.sandbox import Sandbox
-from thawbox.workflow import StepFailed, Workflow, read_plan, run_plan
+from thawbox.workflow import PlannedStep, StepFailed, Workflow, read_plan, run_plan
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(120)]
 
@@ -182,6 +182,37 @@ def test_a_plan_goes_on_after_a_failure_with_nothing_done_twice(node: Node, sand
         assert written(workflow.sandbox) == ["one", "two", "three"]
         with pytest.raises(InvalidRequest, match="was completed as"):
             carry_out(workflow, PLAN.replace('"one"', '"uno"').format("/log"))
+
+
+UNWILLING = Spec(("sleep", "infinity"), hooks="cmd:test ! -e /unwilling #")
+"""Cannot be checkpointed while there is that file."""
+
+
+def test_a_step_without_a_snapshot_has_failed_and_is_undone(node: Node) -> None:
+    sandbox = node.run(UNWILLING)
+    with Workflow(node.context, "build") as workflow:
+        workflow.begin(sandbox)
+        with pytest.raises(HookFailed), workflow.step("refused", roll_back=True):
+            shell(sandbox, "echo half >> /log; touch /unwilling")
+        assert written(workflow.sandbox) == []
+        assert workflow.is_pending("refused")
+
+
+def test_a_step_without_a_snapshot_is_tried_again_as_often_as_it_may(node: Node) -> None:
+    sandbox = node.run(UNWILLING)
+    steps = [PlannedStep("once", ("sh", "-c", "echo one >> /log; test -e /again || touch /unwilling"), retries=1)]
+    told: list[str] = []
+
+    def say(_: str, what: str) -> None:
+        told.append(what)
+        if told == ["begun", "failed", "begun"]:
+            shell(workflow.sandbox, "touch /again")
+
+    with Workflow(node.context, "build") as workflow:
+        workflow.begin(sandbox)
+        run_plan(workflow, steps, say=say, show=lambda _: None)
+        assert told == ["begun", "failed", "begun", "completed"]
+        assert written(workflow.sandbox) == ["one"]
 
 
 def test_a_step_that_takes_too_long_fails_and_is_undone(node: Node, sandbox: Sandbox) -> None:
