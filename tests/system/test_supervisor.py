@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -17,13 +18,13 @@ from full_disk import full_disk
 from hearing import Heard
 from thawbox.errors import InvalidRequest, LockTimeout, ThawboxError
 from thawbox.host.proc import children, command_name
-from thawbox.model import Health, Mount, Phase, Restart, Spec
+from thawbox.model import Health, Mount, Net, Phase, Restart, Spec
 from thawbox.node import Node
 from thawbox.pool import PoolSpec
 from thawbox.restart_plan import Outcome, Policy
 from thawbox.sandbox import Sandbox, Snapshot
 from thawbox.sandbox.recovering import attempts_of, forget_supervised, recoveries_of
-from thawbox.supervisor import Event, State, Supervisor, ask_for_supervision
+from thawbox.supervisor import Event, State, Supervisor, ask_for_supervision, jobs
 from thawbox.supervisor.jobs import Checkpointed
 from thawbox.supervisor.supervisor import _ERRANDS
 from traces import Traces
@@ -553,16 +554,56 @@ def test_with_a_sandbox_go_the_snapshots_that_nobody_but_the_supervisor_made(
 
 
 def test_a_frozen_sandbox_is_not_taken_for_a_hanging_one(
-    mortal: Sandbox, ask: Ask, supervisor: Supervisor, heard: Heard
+    mortal: Sandbox, ask: Ask, supervisor: Supervisor, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    supervisor.supervise(mortal, Policy(health=Health(HTTP.probe, interval=0.02, timeout=0.05, threshold=1)))
+    asked: queue.SimpleQueue[jobs.Asked] = queue.SimpleQueue()
+
+    def asking(*given: Any) -> jobs.Asked:
+        found = ask_once(*given)
+        asked.put(found)
+        return found
+
+    ask_once = jobs.ask
+    supervisor.supervise(mortal, Policy(health=Health(HTTP.probe, interval=0.02, timeout=1.0, threshold=1)))
     heard.until("supervise.watching")
     kept = ask(mortal)
     mortal.freeze()
-    supervisor.refresh()
+    monkeypatch.setattr(jobs, "ask", asking)
+    for _ in range(10):  # each falls due, and is not asked of who cannot answer
+        assert asked.get(timeout=60) == jobs.Asked(None)
     mortal.thaw()
     assert ask(mortal) == kept
+    while asked.get(timeout=60) != jobs.Asked(""):  # and is asked again
+        pass
+    heard.forget()
+    assert "health.refused" not in heard.kinds()
     assert "recover.started" not in heard.kinds()
+
+
+def test_what_is_frozen_while_it_is_asked_has_not_refused(
+    node: Node, mortal: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> str:
+        mortal.freeze()
+        return "did not answer"
+
+    monkeypatch.setattr(jobs, "ask_health", refuse)
+    assert jobs.ask(node.context, mortal.id, HTTP) == jobs.Asked(None)
+
+
+def test_what_comes_back_has_its_address(workload: RunWorkload, ask: Ask, supervisor: Supervisor, heard: Heard) -> None:
+    sandbox = workload("python3", "mortal.py", net=Net.NAT)
+    address = sandbox.record.address
+    supervisor.supervise(sandbox, PATIENT)
+    heard.until("supervise.watching")
+    kept = ask(sandbox)
+    os.kill(main_program(sandbox), signal.SIGKILL)
+    heard.until("recover.complete")
+    assert ask(sandbox) == kept
+    assert address
+    assert sandbox.record.address == address
+    has_it = sandbox.run("grep", "-qw", address, "/proc/net/fib_trie")
+    assert has_it.outcome.exit_status == 0  # type: ignore[union-attr]
 
 
 def test_before_a_drain_is_checkpointed_what_asks_for_it(

@@ -188,13 +188,21 @@ class Asked:
 
 def ask(context: Context, sandbox: SandboxId, health: Health) -> Asked:
     """Ask the health probe once."""
+    record = _able_to_answer(context, sandbox)
+    if record is None:
+        return Asked(None)
+    refusal = ask_health(context, record, health)
+    if refusal and _able_to_answer(context, sandbox) is None:
+        return Asked(None)  # it was frozen, or ended, while it was asked
+    return Asked(refusal)
+
+
+def _able_to_answer(context: Context, sandbox: SandboxId) -> Record | None:
     try:
         record = context.journal.find(sandbox)
     except (SandboxNotFound, OSError):
-        return Asked(None)
-    if record.phase is not Phase.RUNNING or not is_alive(context, record):
-        return Asked(None)
-    return Asked(ask_health(context, record, health))
+        return None
+    return record if record.phase is Phase.RUNNING and is_alive(context, record) else None
 
 
 @dataclass(frozen=True, slots=True)
