@@ -24,6 +24,7 @@ from thawbox.model import Mount, Phase, SandboxId, Spec
 from thawbox.node import Node
 from thawbox.pool import Pool, PoolSpec
 from thawbox.sandbox import Sandbox
+from thawbox.sandbox.templates import find_template
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(300)]
 
@@ -42,6 +43,12 @@ def ask(sandbox: Sandbox) -> tuple[str, str, str]:
     with sandbox.connect(8000, timeout=60) as connection:
         nonce, hostname, machine = b"".join(iter(lambda: connection.recv(4096), b"")).decode().split()
     return nonce, hostname, machine
+
+
+def nonce_of(node: Node, template: str) -> str:
+    """What a clone of the template must have in its memory: one that was started anew has another."""
+    with node.snapshot(find_template(node.context, template).snapshot).clone() as clone:
+        return ask(clone)[0]
 
 
 @pytest.fixture
@@ -259,6 +266,7 @@ def test_a_node_killed_at_its_busiest_leaves_a_pool_that_the_next_one_takes_up(
     node: Node, template: str, home: Path, seed: int
 ) -> None:
     node.create_pool(PoolSpec("busy", template, 2, 4, 6))
+    golden = nonce_of(node, template)
     rng = random.Random(seed)
     keeping = subprocess.Popen(
         [sys.executable, "-c", _KEEPS_A_POOL, str(home), "busy", "0.2"], stdout=subprocess.PIPE
@@ -275,7 +283,7 @@ def test_a_node_killed_at_its_busiest_leaves_a_pool_that_the_next_one_takes_up(
         wait_for(pool, lambda: pool.statistics().leased == 0)  # their leases have run out
         for _ in range(3):
             with pool.acquire(timeout=SOON) as sandbox:
-                assert ask(sandbox)[1] == sandbox.name
+                assert ask(sandbox)[:2] == (golden, sandbox.name)
         assert len(again.sandboxes()) <= 6
         pool.drain(timeout=0)
         assert not again.sandboxes()
