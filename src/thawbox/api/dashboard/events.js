@@ -8,7 +8,7 @@ import { panel } from "./panel.js";
 
 const SHOWN = 100;
 const FAMILIES = ["sandbox", "snapshot", "pool", "recovery", "operation"];
-const BAD = new Set(["sandbox.lost", "snapshot.damaged", "recovery.gave_up", "operation.failed"]);
+const BAD = new Set(["sandbox.lost", "snapshot.damaged", "snapshot.refused", "recovery.gave_up", "operation.failed"]);
 const view = { family: "", held: null };
 
 export function eventsView({ redraw, open }) {
