@@ -180,6 +180,10 @@ def test_every_change_and_every_refusal_is_audited_with_who_what_and_outcome(ser
     assert service.ask("GET", "/v1/sandboxes", Authorization="Bearer tbx_000000000000_wrong").status == 401
     assert service.ask("POST", "/v1/sandboxes/no%20name/freeze").status == 404
     assert service.ask("DELETE", "/v1/sandboxes/one").status == 409
+    wish = {"name": "poor", "scope": "use", "limits": {"sandboxes": 0}}
+    as_poor = {"Authorization": f"Bearer {service.ask('POST', '/v1/tokens', wish).json()['token']}"}
+    spec = {"command": ["sleep", "1000"]}
+    assert service.ask("POST", "/v1/sandboxes", {"spec": spec}, **as_poor).status == 429
     told = [(one["who"], one["what"], one["subject"], one["outcome"], one["status"]) for one in service.audited()]
     assert told == [
         ("local", "POST /v1/tokens", {}, "ok", 201),
@@ -188,6 +192,8 @@ def test_every_change_and_every_refusal_is_audited_with_who_what_and_outcome(ser
         ("", "GET /v1/sandboxes", {}, "unauthenticated", 401),
         ("local", "POST /v1/sandboxes/{ref}/freeze", {"ref": "(no name)"}, "not_found.sandbox", 404),
         ("local", "DELETE /v1/sandboxes/{ref}", {"ref": "one"}, "invalid.transition", 409),
+        ("local", "POST /v1/tokens", {}, "ok", 201),
+        ("poor", "POST /v1/sandboxes", {}, "unavailable.limit", 429),
     ]
     assert [one["token"] for one in service.audited()][2] == token["id"]
 
