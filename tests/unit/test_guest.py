@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 
 import thawbox
+from thawbox.guest.environment import _Environment
 from thawbox.guest.registry import Event, HookFailed, Registry, _Registered
 from thawbox.guest.secrets import Secret, secrets
 
+PATH = os.environ["PATH"]
 FOLDER = Path(thawbox.__file__).parent / "guest"
 
 
@@ -63,6 +66,25 @@ def test_secrets_that_are_replaced_are_overwritten() -> None:
     assert secrets["KEY"].reveal() == "new"
     secrets.wipe()
     assert list(secrets) == []
+
+
+def test_a_process_gets_back_the_environment_that_it_gave_up_and_no_other() -> None:
+    environment = _Environment()
+    held_by_the_program = bytes(bytearray(b"given"))
+    environment.lay({"GUEST_A": held_by_the_program, "GUEST_B": b"given", "PATH": b"/given"})
+    path = os.environ["PATH"]
+    os.environ["GUEST_B"] = "set anew"
+    environment.lay({"PATH": b"/given later"})
+    assert (path, os.environ["PATH"], sorted(environment.held())) == ("/given", "/given later", ["GUEST_A", "PATH"])
+    environment.give_up()
+    assert [os.environ.get(name) for name in ("GUEST_A", "GUEST_B", "PATH")] == [None, "set anew", PATH]
+    assert held_by_the_program == b"given"
+    laid = environment.put_back({"GUEST_A": b"again", "GUEST_B": b"of another process"})
+    assert (dict(laid), os.environ["GUEST_B"]) == ({"GUEST_A": "again"}, "set anew")
+    environment.give_up()
+    del os.environ["GUEST_B"]
+    assert dict(environment.put_back({})) == {}
+    assert "GUEST_A" not in os.environ
 
 
 def test_hooks_run_in_their_order_and_take_the_event_only_if_they_want_it() -> None:
