@@ -71,6 +71,23 @@ def test_the_same_request_under_the_same_key_is_the_same_claim(server: Server) -
     run(server, act)
 
 
+def test_a_request_that_is_repeated_ends_no_claim_that_was_bound(server: Server) -> None:
+    async def act(world: World) -> None:
+        await world.nodes.add("n1")
+        await world.make_pool(low=1, high=1, limit=4)
+        dispatcher = await world.dispatch()
+        async with asking(dispatcher) as client:
+            wish = {"json": {"pool": "web"}, "headers": {"Idempotency-Key": "k"}}
+            made = (await client.post("/v1/claims", **wish)).json()
+            await world.kube.delete(PODS, made["pod"], grace=0)
+            await until(dispatcher, made["id"], lambda status: status["phase"] == "Lost")
+            again = await client.post("/v1/claims", **wish)
+            assert (again.status_code, again.json()["code"]) == (503, "unavailable.no_snapshot")
+            assert (await client.get(f"/v1/claims/{made['id']}")).json()["state"] == "lost"
+
+    run(server, act)
+
+
 def test_a_claim_lasts_as_long_as_it_was_last_told_to_and_ends_with_its_clone(server: Server) -> None:
     async def act(world: World) -> None:
         await world.nodes.add("n1")

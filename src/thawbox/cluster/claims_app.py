@@ -71,7 +71,7 @@ def create_app(dispatcher: Dispatcher, *, token: str) -> FastAPI:
         name = made["metadata"]["name"]
         state.claims.seen(made)
         await state.claims.wait(lambda: phase_of(state.claims.objects.get(name, {"status": {"phase": "Failed"}}))
-                                in ("Bound", "Failed"), timeout=timeout + PATIENCE_BEYOND)  # fmt: skip
+                                in ("Bound", "Failed", "Lost"), timeout=timeout + PATIENCE_BEYOND)  # fmt: skip
         found = state.claims.objects.get(name)
         if found is None:
             raise NotFound(f"the claim {name} was deleted while it waited")
@@ -80,7 +80,8 @@ def create_app(dispatcher: Dispatcher, *, token: str) -> FastAPI:
         status = found.get("status", {})
         code = 429 if status.get("reason") in ("PoolExhausted", "TooManyWaiting") else 503
         code = 404 if status.get("reason") == "NoSuchPool" else code
-        await kube.delete(CLAIMS, name)
+        if phase_of(found) not in ("Recovering", "Lost"):  # else it was bound once, under the same key
+            await kube.delete(CLAIMS, name)
         told = _problem(code, f"unavailable.{_snake(status.get('reason', 'TimedOut'))}", status.get("message", ""))
         again = {"Retry-After": str(max(1, round(status["retryAfter"])))} if status.get("retryAfter") else {}
         return JSONResponse(told, status_code=code, headers=again, media_type="application/problem+json")
