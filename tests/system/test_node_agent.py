@@ -29,6 +29,7 @@ from thawbox.cluster.index import Index
 from thawbox.cluster.kube import CLAIMS, DEFINITIONS, PODS, POOLS, TEMPLATES, Kube, connected
 from thawbox.cluster.nodes import Nodes
 from thawbox.cluster.state import BROKEN, EMPTY, LEASED, PARKED, notes_of, state_of
+from thawbox.errors import EngineError, NotFound, ThawboxError, Unavailable
 
 Json = dict[str, Any]
 GOLDEN, KEPT = "a" * 64, "b" * 64
@@ -52,12 +53,15 @@ class Service(Nodes):
     held: dict[str, Json] = field(default_factory=dict[str, Json])
     slow: set[str] = field(default_factory=set[str])
     go: asyncio.Event = field(default_factory=asyncio.Event)
+    fails: list[ThawboxError] = field(default_factory=list[ThawboxError])
     under_way: list[str] = field(default_factory=list[str])
 
     async def tell_lease(self, url: str, *, until: float) -> list[str]:
         return []
 
     async def placed(self, url: str) -> list[Json]:
+        if self.fails:
+            raise self.fails.pop()
         return list(self.held.values())
 
     async def place(self, url: str, /, **wish: Any) -> Json:
@@ -228,5 +232,16 @@ def test_a_leased_pod_in_which_a_snapshot_is_to_come_back_is_not_broken_before(s
         world.service.go.set()
         assert await world.pods.wait(lambda: notes_of(world.pods.objects["heir"])[SNAPSHOT] == KEPT, timeout=PATIENCE)
         assert state_of(world.pods.objects["heir"]) == LEASED
+
+    run(server, act)
+
+
+def test_an_agent_outlives_whatever_its_service_answers(server: Server) -> None:
+    async def act(world: World) -> None:
+        world.service.fails = [NotFound("a sandbox went"), Unavailable("nobody answers"), EngineError("a defect")]
+        await world.begin()
+        await world.make_pod("next")
+        await world.pod("next", PARKED)
+        assert world.service.fails == []
 
     run(server, act)

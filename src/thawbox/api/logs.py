@@ -28,6 +28,8 @@ _WORTH_INFO = frozenset({
     "run", "checkpoint", "checkpoint.begin", "checkpoint.finish", "restore", "clone", "freeze", "thaw", "stop",
     "remove", "flatten", "template.create", "template.rebuild", "recovery", "pool.acquire", "push", "pull",
 })  # fmt: skip
+LEASE_ROUTE = "/v1/placeholders/lease"
+"""The route that a node's agent asks every few seconds: it would drown all else, here and in the audit log."""
 _ALARMING = frozenset({"snapshot.damaged", "audit.failed", "recover.gave_up", "fence.failed"})
 
 
@@ -86,5 +88,5 @@ class StepLog:
 
 def _is_worth_info(step: Step) -> bool:
     if step.name == "http.request":
-        return step.fields.get("method") not in ("GET", "HEAD")
+        return step.fields.get("method") not in ("GET", "HEAD") and step.fields.get("route") != LEASE_ROUTE
     return step.name in _WORTH_INFO

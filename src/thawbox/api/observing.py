@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from thawbox.api.logs import StepLog
+from thawbox.api.logs import LEASE_ROUTE, StepLog
 from thawbox.api.metrics import Metrics
 from thawbox.api.problems import REQUEST, describe, problem_of
 from thawbox.audit import Entry
@@ -30,8 +30,6 @@ _LOOKING = frozenset({"GET", "HEAD", "OPTIONS"})
 _TRACE_HEADERS = (b"traceparent", b"tracestate")
 _INTO_A_SANDBOX = ("/files", "/logs", "/terminal")
 """Looking at these is looking at what is in a sandbox, which is audited."""
-_HEARTBEAT = "/v1/placeholders/lease"
-"""Told every few seconds by a node's agent: it would drown all else."""
 _REFUSALS = frozenset({401, 403, 429})
 _NOT_OURS = frozenset({400, 401, 404})
 _FLUSH_SECONDS = 5.0
@@ -106,7 +104,7 @@ class Observed:
         route = _route_of(scope)
         step.note(route=route, status=status)
         is_looking = method in _LOOKING and not any(part in route for part in _INTO_A_SANDBOX)
-        if (is_looking or route == _HEARTBEAT) and status not in _REFUSALS:
+        if (is_looking or route == LEASE_ROUTE) and status not in _REFUSALS:
             return
         caller: Caller | None = scope.get("state", {}).get("caller")
         entry = Entry(

@@ -101,8 +101,8 @@ class Agent:
             while True:
                 try:
                     await self._look(tasks)
-                except Unavailable as error:
-                    _log.warning("look.failed", why=str(error))
+                except ThawboxError as error:
+                    _log.warning("look.failed", code=error.code, why=str(error))
                     await asyncio.sleep(self.options.look_every)
                 self._replication.look(list(self.pods.objects.values()), tasks)
                 await self.pods.wait(self._has_work, timeout=self.options.look_every)

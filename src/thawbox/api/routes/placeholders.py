@@ -81,8 +81,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("")
     def list_placeholders(_: Admin) -> Answer[shown.Placeholders]:
         """What every placeholder holds."""
-        placed = [_shown(Sandbox(here(), record)) for record in all_placed(here())]
-        return Answer({"placeholders": placed, "machine": here().machine})
+        return Answer({"placeholders": _all_shown(here()), "machine": here().machine})
 
     @routes.post("", status_code=201)
     async def place(wish: Placing, _: Admin) -> Answer[shown.PlacedIn]:
@@ -194,6 +193,14 @@ def _shown(sandbox: Sandbox) -> shown.Placed:
         "pod": pod_of(record.owner), "id": record.id, "name": record.name, "state": sandbox.state.value,
         "snapshot": record.parent_snapshot,
     }  # fmt: skip
+
+
+def _all_shown(context: Context) -> list[shown.Placed]:
+    placed: list[shown.Placed] = []
+    for record in all_placed(context):
+        with contextlib.suppress(SandboxNotFound):  # it was removed since
+            placed.append(_shown(Sandbox(context, record)))
+    return placed
 
 
 def _alive(context: Context, pod: str) -> Sandbox:
