@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -41,7 +42,9 @@ KEPT = "acquire, connection kept"
 FRESH = "acquire, fresh connection"
 RELEASE = "release, connection kept"
 LOOK = "GET /healthz, connection kept"
-PAIR = "acquire and release under load"
+PAIR = "acquire and release under load, {} at a time"
+CALLERS = (1, 4, 16)
+STEP = re.compile(rb'thawbox_step_seconds_sum\{step="([^"]+)"\} (\S+)')
 FIRST_CODE = "run_code, first in its sandbox's context"
 WARM_CODE = "run_code, interpreter there"
 COMMAND = "commands.run of `true`"
@@ -56,8 +59,8 @@ CLOCKS = {
     WARM_CODE: "the same in a context that has run code: until the answer was read",
     COMMAND: "`POST /v1/sandboxes/{ref}/exec` with `true`: a program is started in the sandbox and ends; until its "
     "output and exit status were read",
-    PAIR: "one acquire and its release by one of the callers that keep the pool busy for a minute, waiting for a clone "
-    "included",
+    **{PAIR.format(callers): "one acquire and its release by one of so many callers that keep the pool busy, waiting "
+    "for a clone included" for callers in CALLERS},
 }  # fmt: skip
 
 
@@ -160,8 +163,13 @@ class Bench:
             raise RuntimeError(f"{row}: {status} {content!r}")
         return Timed(row, passed * 1000)
 
-    def pairs(self, seconds: float, callers: int) -> tuple[list[Timed], float, float]:
-        """Pairs that callers who never rest get through: each with its time, all per second, and cores used."""
+    def steps(self) -> dict[str, float]:
+        """Seconds that each step of the service's work has taken so far, as `/metrics` tells."""
+        _, told = self.kept.ask("GET", "/metrics")
+        return {name.decode(): float(seconds) for name, seconds in STEP.findall(told)}
+
+    def pairs(self, seconds: float, callers: int) -> Load:
+        """Pairs that callers who never rest get through."""
         lock = threading.Lock()
         done: list[Timed] = []
         taken: set[str] = set()
@@ -180,14 +188,47 @@ class Bench:
                     if got["id"] in taken:
                         raise RuntimeError("a clone was given twice")
                     taken.add(got["id"])
-                    done.append(Timed(PAIR, (time.perf_counter() - begun) * 1000))
+                    done.append(Timed(PAIR.format(callers), (time.perf_counter() - begun) * 1000))
             connection.close()
 
-        cpu, begun = cpu_seconds(self.pid), time.perf_counter()
+        self.wait_full("busy")
+        before, steps = (cpu_seconds(self.pid), busy_seconds()), self.steps()
+        begun = time.perf_counter()
         with ThreadPoolExecutor(callers) as threads:
             list(threads.map(use, range(callers)))
         passed = time.perf_counter() - begun
-        return done, len(done) / passed, (cpu_seconds(self.pid) - cpu) / passed
+        service, machine = cpu_seconds(self.pid) - before[0], busy_seconds() - before[1]
+        each = {name: (now - steps.get(name, 0)) * 1000 / len(done) for name, now in self.steps().items()}
+        return Load(callers, done, len(done) / passed, service / passed, machine / passed, each)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What came of some seconds of load: pairs with their times, all per second, cores that the service and the
+    machine used, and the milliseconds of each step for one pair."""
+
+    callers: int
+    pairs: list[Timed]
+    throughput: float
+    service_cores: float
+    machine_cores: float
+    steps: dict[str, float]
+
+    def told(self) -> str:
+        """In a sentence, the longest steps first: they contain each other, and overlap."""
+        longest = sorted(self.steps.items(), key=lambda one: -one[1])[:12]
+        return (
+            f"{self.callers} at a time: {self.throughput:.1f} pairs per second; {self.machine_cores:.2f} of "
+            f"{os.cpu_count()} cores were busy, {self.service_cores:.2f} with the service's own process, the rest with "
+            "CRIU, the kernel's work for it and the callers. Milliseconds of each step for one pair: "
+            + ", ".join(f"`{name}` {ms:.1f}" for name, ms in longest) + "."
+        )  # fmt: skip
+
+
+def busy_seconds() -> float:
+    """What all processors of the machine have worked."""
+    fields = [int(one) for one in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    return (sum(fields[:8]) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and iowait
 
 
 def cpu_seconds(pid: int) -> float:
@@ -226,8 +267,7 @@ def idle(bench: Bench, seconds: float) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of acquire and release under load")
-    parser.add_argument("--callers", type=int, default=4, help="of these, at a time")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of acquire and release under load, by each crowd")
     parser.add_argument("--seed", type=int, default=1, help="of the order within each round")
     parser.add_argument("--out", type=Path, default=OUT, help="directory of the report")
     parser.add_argument("--quiet", type=float, default=2.0, help="seconds to wait for idle cores, before each")
@@ -255,20 +295,21 @@ def main() -> None:
         bench.made("DELETE", f"/v1/sandboxes/{CODING}?force=true")
         bench.made("DELETE", "/v1/pools/single")
         bench.made("POST", "/v1/pools", {"name": "busy", "template": "small", "low": 8, "high": 16, "limit": 32})
-        bench.wait_full("busy")
-        pairs, throughput, cores = bench.pairs(options.seconds, options.callers)
+        loads = [bench.pairs(options.seconds, callers) for callers in CALLERS]
         after_rss = rss_mib(pid)
         bench.made("DELETE", "/v1/pools/busy?force=true")
     from thawbox.bench.samples import Sample
 
-    samples += [Sample(one.row, number, one.value) for number, one in enumerate(pairs)]
+    samples += [Sample(one.row, number, one.value) for crowd in loads for number, one in enumerate(crowd.pairs)]
+    throughput = max(one.throughput for one in loads)
     summaries = summarise(samples)
     facts["load at the end"] = load()
     facts["quiet"] = f"{sum(bench.quiet)} of {len(bench.quiet)} measurements began with idle cores"
     notes = (
-        f"{options.callers} callers for {options.seconds:g} s: {len(pairs)} pairs of acquire and release, "
-        f"{throughput:.1f} per second, no clone given twice. The service itself kept {cores:.2f} cores busy meanwhile; "
-        f"each pair also restores one clone and destroys one, in CRIU and the kernel.",
+        f"Callers that never rest, for {options.seconds:g} s each: no clone given twice. Each pair also restores one "
+        "clone (`pool.park`) and destroys one (`remove`), which nobody waits for until the pool is empty. Where all "
+        "cores are busy, more callers only wait longer: the limit is the processors' work for a clone.",
+        *(one.told() for one in loads),
         f"Idle with two parked clones: {idle_cpu:.2f} % of one core over {IDLE_SECONDS:g} s, {idle_rss:.0f} MiB "
         f"resident (before it had any pool {bare_cpu:.2f} % and {bare_rss:.0f} MiB); after the load "
         f"{after_rss:.0f} MiB.",
