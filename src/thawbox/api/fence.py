@@ -33,6 +33,8 @@ from thawbox.telemetry import code_of
 
 LOOK_SECONDS = 0.5
 """Between two looks for what runs although it may not."""
+_FIRST_SECONDS = 5.0
+"""How long a service that begins too late waits for its first freezings before it answers."""
 _THREADS = 32
 """Freezings at a time: one that waits for a checkpoint of its sandbox must not hold the others up."""
 
@@ -82,7 +84,7 @@ class Fence:
     def __enter__(self) -> Self:
         self._load()
         if self._is_over():
-            self._freeze_all()
+            self._freeze_all(patience=_FIRST_SECONDS)
         self._thread.start()
         return self
 
@@ -147,7 +149,7 @@ class Fence:
     def _run(self) -> None:
         try:
             while self._wait():
-                self._freeze_all()
+                self._freeze_all(patience=LOOK_SECONDS)
         except BaseException as failure:
             self._failure = failure
             raise
@@ -161,8 +163,8 @@ class Fence:
                 self._changed.wait(min(self._until - self._clock(), threading.TIMEOUT_MAX))
             return not self._ending
 
-    def _freeze_all(self) -> None:
-        """Freeze what runs in a placeholder, and give that a moment; what takes longer is looked at again."""
+    def _freeze_all(self, *, patience: float) -> None:
+        """Freeze what runs in a placeholder, and give that so many seconds; what takes longer is looked at again."""
         try:
             records = all_placed(self._context)
         except (OSError, sqlite3.Error) as error:  # our own disk: it is tried again, for nobody else would
@@ -176,7 +178,7 @@ class Fence:
             pod = pod_of(record.owner)
             if record.phase is Phase.RUNNING and pod not in parking and pod not in self._freezing:
                 self._freezing[pod] = self._threads.submit(self._freeze, pod, record)
-        wait(self._freezing.values(), timeout=LOOK_SECONDS)
+        wait(self._freezing.values(), timeout=patience)
 
     def _freeze(self, pod: str, record: Record) -> None:
         with self._pods.alone(pod):
