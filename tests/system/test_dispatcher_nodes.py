@@ -67,7 +67,12 @@ async def evict_for_want_of_memory(world: World, pod: str) -> None:
     await world.kube.patch(PODS, pod, {"status": {"phase": "Failed", "reason": "Evicted"}}, sub="status")
 
 
-@pytest.mark.parametrize("go", [delete_by_force, delete, evict_for_want_of_memory])
+async def find_dead(world: World, pod: str) -> None:
+    """As the node's agent tells that a clone has died in its pod."""
+    await world.kube.patch(PODS, pod, {"metadata": {"labels": {STATE_LABEL: "broken"}}})
+
+
+@pytest.mark.parametrize("go", [delete_by_force, delete, evict_for_want_of_memory, find_dead])
 def test_a_claim_whose_pod_goes_comes_back_in_another_once_nothing_runs_in_the_old_one(
     server: Server, go: Callable[[World, str], Awaitable[None]]
 ) -> None:
