@@ -233,3 +233,15 @@ def test_retention_lets_go_the_oldest_and_never_the_present_snapshot() -> None:
     assert [one["id"] for one in superseded(template)] == ["b"]
     template["status"]["snapshot"] = "c"
     assert [one["id"] for one in superseded(template)] == ["a", "b"]
+
+
+def test_a_capture_is_written_down_where_the_definitions_are_of_an_older_version(server: Server) -> None:
+    async def act(bench: Any) -> None:
+        def forget_seconds(storage: Any) -> None:
+            schema = storage.resource("thawbox.dev", "v1alpha1", "templates").schema
+            del schema["properties"]["status"]["properties"]["capture"]["properties"]["seconds"]
+
+        await asyncio.to_thread(server.call, forget_seconds)
+        assert is_ready(await captured(bench))
+
+    run(server, act)

@@ -71,6 +71,7 @@ async def ensure_golden(
         )  # fmt: skip
     except Conflict as lost:
         raise HeldElsewhere(f"somebody else was quicker to capture the template {name}") from lost
+    mine = template["status"]["capture"]  # as the API server keeps it: an older CRD drops what it does not know
     try:
         async with asyncio.timeout(seconds):
             golden = await backend_of(template).capture(template)

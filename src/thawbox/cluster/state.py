@@ -162,7 +162,8 @@ class State:
         since = self.clock() - seconds
         return {
             name: lease["metadata"]["resourceVersion"] for name, lease in self.leases.objects.items()
-            if (node := lease["spec"].get("holderIdentity")) in self.lost and self._heard[node][1] < since
+            if (node := lease["spec"].get("holderIdentity")) in self.lost
+            and node in self._heard and self._heard[node][1] < since
         }  # fmt: skip
 
     def hear_anew(self) -> None:
