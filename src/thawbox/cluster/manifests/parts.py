@@ -58,7 +58,7 @@ def roles(settings: DeploySettings) -> list[Json]:
         _rule(GROUP, "claims", verbs="get list watch create patch delete"),
         _rule(GROUP, "pools", "templates", verbs="get list watch patch"),
         _rule(GROUP, "claims/status", "pools/status", "templates/status", verbs="patch"),
-        _rule("coordination.k8s.io", "leases", verbs="get list watch create update"),
+        _rule("coordination.k8s.io", "leases", verbs="get list watch create update delete"),
         _rule("podsnapshot.gke.io", "podsnapshotmanualtriggers", verbs="get list watch create delete"),
         _rule("podsnapshot.gke.io", "podsnapshots", verbs="get list watch patch delete"),
     ]
