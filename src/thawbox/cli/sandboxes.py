@@ -143,7 +143,7 @@ def stop_command(names: tuple[str, ...], timeout: float | None, as_json: bool) -
 @click.option("-f", "--force", is_flag=True, help="End those that run first, by SIGKILL.")
 @json_option
 def rm_command(names: tuple[str, ...], force: bool, as_json: bool) -> None:
-    """Remove sandboxes with their files and logs. Snapshots made of them stay.
+    """Remove sandboxes with their files and logs. Snapshots made of them stay, but those that `supervise` made.
 
     With --json: {"sandboxes": [{"id", "name", "state": "removed"}]}.
     """

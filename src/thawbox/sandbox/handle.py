@@ -160,7 +160,7 @@ class Sandbox:
             self._record = ending.stop(self._context, record, timeout=seconds)
 
     def remove(self, *, force: bool = False) -> None:
-        """Remove an ended sandbox and its files; `force` kills a running one first. Its snapshots stay."""
+        """Remove an ended sandbox and its files; `force` kills a running one. Snapshots stay, but the supervisor's."""
         with self._step("remove"), self._change() as record:
             ending.remove(self._context, record, force=force)
 

@@ -286,7 +286,7 @@ def _changing(service: Service, routes: APIRouter) -> None:
 
     @routes.delete("/{ref}", status_code=204)
     def remove_sandbox(ref: Reference, caller: User, *, force: bool = False) -> None:
-        """Remove an ended sandbox and its files; `force` kills a running one first. Its snapshots stay."""
+        """Remove an ended sandbox and its files; `force` kills a running one. Snapshots stay, but the supervisor's."""
         with service.changing(ref) as sandbox:
             service.owners.check_own(sandbox.id, caller, what=f"the sandbox {sandbox.name}")
             sandbox.remove(force=force)

@@ -117,7 +117,7 @@ class AsyncSandbox:
         await self._transport.ask("POST", f"{self._path}/stop", given(timeout=timeout))
 
     async def kill(self) -> None:
-        """Remove the sandbox, processes and files. Its snapshots stay."""
+        """Remove the sandbox, processes and files. Its snapshots stay, but the supervisor's."""
         await self._transport.ask("DELETE", self._path, query={"force": True})
 
     async def release(self, *, reset: bool = False) -> None:

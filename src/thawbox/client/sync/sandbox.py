@@ -117,7 +117,7 @@ class Sandbox:
         self._transport.ask("POST", f"{self._path}/stop", given(timeout=timeout))
 
     def kill(self) -> None:
-        """Remove the sandbox, processes and files. Its snapshots stay."""
+        """Remove the sandbox, processes and files. Its snapshots stay, but the supervisor's."""
         self._transport.ask("DELETE", self._path, query={"force": True})
 
     def release(self, *, reset: bool = False) -> None:
