@@ -154,7 +154,7 @@ def test_leases_and_parked_clones_outlive_the_service(
 
 def test_a_drain_outlives_the_service(cli: Cli, serving: Serving, node: Node) -> None:
     first = serving.start()
-    cli("pool", "create", "p", "--template", "tiny", "--low", "1", "--high", "1")
+    cli("pool", "create", "p", "--template", "tiny", "--low", "1", "--high", "1", "--limit", "1")
     held = cli("pool", "acquire", "p", "--json").json()
     draining = subprocess.Popen(cli.argv("pool", "drain", "p"), env=cli.environment(), stderr=subprocess.DEVNULL)
     while "is draining" not in cli("pool", "acquire", "p", "--timeout", "0", "--json").error()["cause"]:
