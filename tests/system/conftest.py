@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from kube.server import Server
 from serving import Serving
 from thawbox.model import Mount, Spec
 from thawbox.node import Node
@@ -23,6 +24,13 @@ PORT = 8000
 
 State = dict[str, Any]
 RunWorkload = Callable[..., Sandbox]
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A simulated API server of Kubernetes."""
+    with Server() as running:
+        yield running
 
 
 @pytest.hookimpl(wrapper=True)

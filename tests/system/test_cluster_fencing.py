@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,12 +37,6 @@ Json = dict[str, Any]
 GOLDEN, KEPT = "a" * 64, "b" * 64
 MACHINE_FACTS = msgspec.json.encode(Compat("x86_64", "6.8.0", "criu 4.2.1")).decode()
 PATIENCE = 60.0
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as running:
-        yield running
 
 
 @dataclass

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import httpx
-import pytest
 
 from dispatching_world import KEPT, PATIENCE, World, run, until
 from kube.server import Server
@@ -18,12 +17,6 @@ from thawbox.cluster.kube import CLAIMS, LEASES, PODS, POOLS
 from thawbox.cluster.times import read
 
 Json = dict[str, Any]
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as running:
-        yield running
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,12 +34,6 @@ from thawbox.errors import EngineError, NotFound, ThawboxError, Unavailable
 Json = dict[str, Any]
 GOLDEN, KEPT = "a" * 64, "b" * 64
 PATIENCE = 60.0
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as running:
-        yield running
 
 
 def _held(pod: str, sandbox: str, snapshot: str, state: str) -> Json:
