@@ -100,6 +100,9 @@ def _contenders(
     found: list[Contender] = [ours, Bare(ours, workload, node, directory, program=theirs)]
     if workload.beats:
         found.append(Fork(ours))
+    else:
+        for name in ("fork()", "bubblewrap", "gVisor runsc"):
+            outcome.missing[f"{name}: {workload.name}"] = "it writes no heartbeat, by which these are known to run"
     makers: dict[str, Callable[[], Contender]] = {
         "runc": lambda: Runc(workload, directory, criu=criu),
         "podman": lambda: Podman(workload, directory, criu=criu),
@@ -116,7 +119,7 @@ def _contenders(
         try:
             one = make()
         except ThawboxError as error:
-            outcome.missing[name] = error.cause
+            outcome.missing[name] = error.cause.replace(f"{directory}/", "")
             continue
         undo.callback(one.close)
         found.append(one)
