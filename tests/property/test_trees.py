@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -59,12 +60,18 @@ class Rounds:
     """The process that plays rounds; its mounts go with it."""
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
         self.program = subprocess.Popen(
             ["unshare", "--mount", "--propagation", "private", sys.executable, str(ROUNDS)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     def play(self, operations: list[Operation]) -> list[str]:
+        if self.program.poll() is not None:  # it died of what was played before
+            self.close()
+            self.begin()
         assert self.program.stdin is not None and self.program.stdout is not None
         self.program.stdin.write(json.dumps(operations) + "\n")
         self.program.stdin.flush()
@@ -74,10 +81,8 @@ class Rounds:
         return found
 
     def close(self) -> None:
-        assert self.program.stdin is not None and self.program.stdout is not None
-        self.program.stdin.close()
-        self.program.wait(30)
-        self.program.stdout.close()
+        with contextlib.suppress(BrokenPipeError):  # it died, and the test has said so
+            self.program.communicate(timeout=30)
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +96,6 @@ def rounds() -> Iterator[Rounds]:
           suppress_health_check=list(HealthCheck))  # fmt: skip
 @given(operations=st.lists(st.one_of(change, change, change, change, capture), min_size=4, max_size=40))
 def test_every_stack_of_captures_shows_what_its_sandbox_showed(rounds: Rounds, operations: list[Operation]) -> None:
-    if rounds.program.poll() is not None:  # it died of the example before
-        rounds.__init__()  # type: ignore[misc]
     assert rounds.play(operations) == []
 
 

@@ -98,8 +98,6 @@ class Supervisor:
     def __init__(self, context: Context, *, tell: Tell = _nobody, allow: jobs.Allow = jobs.anything) -> None:
         self._context = context
         self._tell = tell
-        self._checkpoint = partial(jobs.checkpoint, allow=allow)
-        self._first_checkpoint = partial(jobs.first_checkpoint, allow=allow)
         self._allow = allow
         self._watches: dict[SandboxId, Watch] = {}
         self._sources: dict[int, Callable[[], None]] = {}
@@ -177,7 +175,9 @@ class Supervisor:
         `timeout` seconds. What failed is told as ever."""
         wanted = [one for one in self.statuses() if one.state is State.WATCHING and one.policy.checkpoint_on_drain]
         making = [
-            self._errands.submit(self._checkpoint, self._context, one.sandbox, one.policy, self._tell, why="drain")
+            self._errands.submit(
+                jobs.checkpoint, self._context, one.sandbox, one.policy, self._tell, why="drain", allow=self._allow
+            )
             for one in wanted
         ]
         return not wait(making, timeout).not_done
@@ -485,11 +485,8 @@ class Supervisor:
         watch.is_busy = True
         every = watch.policy.checkpoint_every
         watch.checkpoint_at = time.monotonic() + every if every else NEVER
-        job = (
-            partial(self._checkpoint, self._context, watch.id, watch.policy, self._tell, why=watch.why_checkpoint)
-            if watch.has_first
-            else partial(self._first_checkpoint, self._context, watch.id, watch.policy, self._tell)
-        )
+        make = partial(jobs.checkpoint, why=watch.why_checkpoint) if watch.has_first else jobs.first_checkpoint
+        job = partial(make, self._context, watch.id, watch.policy, self._tell, allow=self._allow)
         watch.why_checkpoint = "periodic"
         self._hand_out(self._errands, job, watch, partial(self._end_checkpoint, watch))
 
