@@ -127,6 +127,12 @@ FOUND_BEFORE: dict[str, list[Operation]] = {
         ["write", "d/f", 0, 9, 1], ["tick"], ["capture"], ["rmtree", "d"], ["write", "d", 0, 9, 1], ["capture"],
         ["unlink", "d"], ["mkdir", "d"], ["write", "d/new", 0, 9, 1], ["capture"],
     ],
+    "a name that came and went in a directory made since": [
+        ["mkdir", "e"], ["write", "e/f", 0, 9, 1], ["tick"], ["capture"], ["unlink", "e/f"], ["capture"],
+    ],
+    "the same between a copy ahead and the frozen moment": [
+        ["mkdir", "e"], ["write", "e/f", 0, 9, 1], ["tick"], ["capture_ahead", [["unlink", "e/f"]]],
+    ],
     "attributes of the root": [["tick"], ["capture"], ["chmod", ".", 0o711], ["capture"]],
 }  # fmt: skip
 

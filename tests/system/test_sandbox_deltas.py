@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,9 @@ from thawbox.model import SnapshotKind, Spec
 from thawbox.node import Node
 from thawbox.sandbox import Sandbox, Snapshot
 from thawbox.sandbox.checkpointing import Mode, Wish
+from thawbox.store.backends import open_backend
+from thawbox.store.pull import pull
+from thawbox.store.push import push
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(600)]
 
@@ -103,6 +107,25 @@ def test_a_flattened_link_comes_back_as_the_link_does_and_needs_no_other(node: N
 
 
 @on_both_roads
+def test_what_was_deleted_from_a_directory_made_since_is_seen_nowhere(node: Node, tmp_path: Path) -> None:
+    with node.run(Spec(SLEEPER)) as sandbox:
+        said_by(sandbox, "sh", "-c", "mkdir /made; touch /made/gone /made/kept")
+        sandbox.checkpoint()
+        said_by(sandbox, "rm", "/made/gone")
+        link = sandbox.checkpoint()
+    store, backend = node.context.store, open_backend(f"file://{tmp_path}/objects")
+    flat = link.flatten()
+    push(store, backend, flat.id)
+    for snapshot in (link, flat):
+        with snapshot.clone() as clone:
+            assert said_by(clone, "ls", "/made") == "kept\n"
+        store.remove(snapshot.id)
+    store.gc()
+    pull(store, [backend], flat.id)
+    with flat.clone() as clone:
+        assert said_by(clone, "ls", "/made") == "kept\n"
+
+
 def test_the_delta_after_a_flattening_is_made_against_the_flattened_one(node: Node, churning: Sandbox) -> None:
     *_, (newest, _) = links(churning, random.Random(7), 2)
     flat = newest.flatten()

@@ -11,7 +11,16 @@ import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from thawbox.host.tree_copies import OPAQUE, Tally, copy_attributes, copy_entry, is_opaque, replace_attributes
+from thawbox.host.tree_copies import (
+    OPAQUE,
+    Tally,
+    copy_attributes,
+    copy_entry,
+    is_opaque,
+    is_whiteout,
+    note_whiteout,
+    replace_attributes,
+)
 
 Take = Callable[[str, str, os.stat_result], None]
 """Brings the entry at a path, of this lstat, to a new path."""
@@ -46,6 +55,8 @@ def _lay_directory(source: str, target: str, take: Take) -> None:
 
 
 def _lay_entry(source: str, target: str, found: os.stat_result, take: Take) -> None:
+    if is_whiteout(found):
+        note_whiteout(os.path.dirname(target))  # noqa: PTH120
     there = _lstat(target)
     if there is None:
         take(source, target, found)

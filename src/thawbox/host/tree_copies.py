@@ -13,6 +13,7 @@ import stat
 from dataclasses import dataclass, field
 
 OPAQUE = "trusted.overlay.opaque"
+ORIGIN = "trusted.overlay.origin"
 OVERLAY_PREFIX = "trusted.overlay."
 KEPT_OVERLAY_ATTRIBUTES = frozenset({OPAQUE, "trusted.overlay.whiteout", "trusted.overlay.redirect"})
 """What of the overlay's own attributes says something about content; the rest names inodes of this very mount."""
@@ -142,6 +143,20 @@ def read_attributes(source: str | int) -> dict[str, bytes]:
         for name in os.listxattr(source, follow_symlinks=follow)
         if not name.startswith(OVERLAY_PREFIX) or name in KEPT_OVERLAY_ATTRIBUTES
     }
+
+
+def is_whiteout(found: os.stat_result) -> bool:
+    """Whether this lstat is of what hides a name of the layers beneath."""
+    return stat.S_ISCHR(found.st_mode) and not found.st_rdev
+
+
+def note_whiteout(directory: str | bytes) -> None:
+    """Have an overlay not show the whiteouts of this directory of a layer, also where no layer beneath has it.
+
+    It looks for them where directories are merged, and in those that were copied up once: of unknown origin, if this
+    attribute is empty (fs/overlayfs/util.c, ovl_path_check_origin_xattr). In any other it lists them as files.
+    """
+    os.setxattr(directory, ORIGIN, b"")
 
 
 def copy_times(target: str, found: os.stat_result) -> None:

@@ -27,6 +27,7 @@ from thawbox.host.tree_copies import (
     copy_entry,
     copy_times,
     is_opaque,
+    note_whiteout,
     open_below,
 )
 
@@ -196,6 +197,7 @@ def _copy_changed(walk: _Walk, directory: _Directory, name: str, found: os.stat_
             _distrust(walk, child)
         elif walk.marks[child][2] == WHITEOUT:
             walk.has_new_whiteouts = True
+            note_whiteout(walk.target + directory.path)
             _distrust(walk, child)
     except OSError as error:
         if not walk.live or error.errno in _OWN_DISK:
@@ -279,6 +281,7 @@ def _delete_missing(walk: _Walk, root: int) -> int:
     for path in needed:
         _make_parents(walk, root, path.rpartition("/")[0])
         os.mknod(walk.target + path, stat.S_IFCHR | 0o600, 0)
+        note_whiteout(walk.target + path.rpartition("/")[0])
     return len(missing)
 
 

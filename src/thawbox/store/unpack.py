@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 
 from thawbox.errors import CorruptSnapshot
+from thawbox.host.tree_copies import is_whiteout, note_whiteout
 from thawbox.store.layers import Entry, Index, shown
 
 MAX_PATH = 3800
@@ -89,8 +90,11 @@ def build_tree(index: Index, content: Path, tree: Path) -> None:
     for at, entry in enumerate(index.entries):
         _make(entry, os.fsencode(content) + b"/%d" % at, root)
     for entry in index.entries:
+        path = root + b"/" + entry.path
         if entry.kind == "h":
-            os.link(root + b"/" + entry.target, root + b"/" + entry.path, follow_symlinks=False)
+            os.link(root + b"/" + entry.target, path, follow_symlinks=False)
+        if entry.kind in ("c", "h") and is_whiteout(os.lstat(path)):
+            note_whiteout(os.path.dirname(path))  # noqa: PTH120
     for entry in reversed(index.entries):  # a directory after what it holds: making that changes its time
         if entry.kind != "h":
             _dress(entry, root + b"/" + entry.path if entry.path else root)
