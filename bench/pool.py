@@ -135,6 +135,12 @@ def until_full(pool: Pool) -> None:
         time.sleep(0.01)
 
 
+def remove_all(node: Node) -> None:
+    """A pool that was interrupted keeps its clones for whoever opens it next."""
+    for sandbox in node.sandboxes():
+        sandbox.remove(force=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=60)
@@ -147,6 +153,7 @@ def main() -> None:
         scratch = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="thawbox-bench-")))
         node = undo.enter_context(Node(load_settings(home=scratch / "home")))
         undo.callback(node.tidy)
+        undo.callback(remove_all, node)
         bench = Bench(node, scratch, patience=options.quiet)
         with node.open_pool("single") as pool:
             scenarios = [
