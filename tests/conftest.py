@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--dumps", type=int, default=10, help="short freezes of the torn-memory test, each verified by a clone"
     )
-    parser.addoption("--cycles", type=int, default=200, help="run/rm cycles of the leak test; 1000 were run once")
+    parser.addoption("--cycles", type=int, default=1000, help="run/rm cycles of the leak test")
 
 
 @pytest.fixture(scope="session")
