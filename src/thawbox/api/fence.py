@@ -167,7 +167,7 @@ class Fence:
         """Freeze what runs in a placeholder, and give that so many seconds; what takes longer is looked at again."""
         try:
             records = all_placed(self._context)
-        except (OSError, sqlite3.Error) as error:  # our own disk: it is tried again, for nobody else would
+        except (ThawboxError, OSError, sqlite3.Error) as error:  # it is tried again, for nobody else would
             self._context.telemetry.happened("fence.failed", code=code_of(error))
             return
         with self._changed:
