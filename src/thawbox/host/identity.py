@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thawbox.errors import InvalidSpec
-from thawbox.host.layers import OPAQUE, Layers, is_whiteout
+from thawbox.host.layers import Layers, is_whiteout
+from thawbox.host.tree_copies import OPAQUE
 
 _MACHINE_ID = re.compile(r"[0-9a-f]{32}")
 _MAX_ID = 2**31 - 1

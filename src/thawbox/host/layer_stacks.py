@@ -11,13 +11,13 @@ import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from thawbox.host.layers import is_whiteout
 from thawbox.host.tree_copies import (
     OPAQUE,
     Tally,
     copy_attributes,
     copy_entry,
     is_opaque,
-    is_whiteout,
     note_whiteout,
     replace_attributes,
 )

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thawbox.errors import InvalidSpec
+from thawbox.host.tree_copies import OPAQUE
 
 MAX_LINKS = 40
 """As many as the kernel follows (path_resolution(7))."""
-OPAQUE = "trusted.overlay.opaque"
 
 
 @dataclass(frozen=True, slots=True)

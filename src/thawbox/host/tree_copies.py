@@ -145,11 +145,6 @@ def read_attributes(source: str | int) -> dict[str, bytes]:
     }
 
 
-def is_whiteout(found: os.stat_result) -> bool:
-    """Whether this lstat is of what hides a name of the layers beneath."""
-    return stat.S_ISCHR(found.st_mode) and not found.st_rdev
-
-
 def note_whiteout(directory: str | bytes) -> None:
     """Have an overlay not show the whiteouts of this directory of a layer, also where no layer beneath has it.
 

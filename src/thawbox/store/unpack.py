@@ -11,7 +11,8 @@ import stat
 from pathlib import Path
 
 from thawbox.errors import CorruptSnapshot
-from thawbox.host.tree_copies import is_whiteout, note_whiteout
+from thawbox.host.layers import is_whiteout
+from thawbox.host.tree_copies import note_whiteout
 from thawbox.store.layers import Entry, Index, shown
 
 MAX_PATH = 3800
